@@ -1,0 +1,141 @@
+"""A whole search space: nested configs to vectors and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ray.tune.search.sample import Domain
+
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.space.dimensions import Dimension
+
+
+class Space:
+    """The dimensions and the constants of a Tune `param_space`.
+
+    Args:
+        param_space: A nested dict of Tune domains and plain values.
+
+    Raises:
+        ConfigError: If it holds a grid search, a function or a condition on an unknown key.
+    """
+
+    def __init__(self, param_space: Mapping[str, Any]) -> None:
+        self.dimensions: tuple[Dimension, ...] = ()
+        self._constants: list[tuple[tuple[str, ...], Any]] = []
+        dimensions = []
+        for path, value in _walk(param_space):
+            if isinstance(value, Domain):
+                dimensions.append(Dimension.from_domain(path, value))
+            else:
+                self._constants.append((path, value))
+        self.dimensions = tuple(dimensions)
+        paths = {dimension.path for dimension in self.dimensions}
+        for dimension in self.dimensions:
+            if dimension.condition is not None and dimension.condition[0] not in paths:
+                constant = dict(self._constants)
+                if dimension.condition[0] not in constant:
+                    raise ConfigError.unknown(
+                        f"condition of {dimension.name}", "/".join(dimension.condition[0]), sorted(map("/".join, paths))
+                    )
+
+    def __len__(self) -> int:
+        return len(self.dimensions)
+
+    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
+        """A random config, canonical."""
+        return self.to_config([dimension.sample(rng) for dimension in self.dimensions])
+
+    def to_config(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The canonical nested config of one value a dimension, constants included."""
+        config: dict[str, Any] = {}
+        for path, constant in self._constants:
+            _put(config, path, constant)
+        for dimension, value in zip(self.dimensions, values, strict=True):
+            _put(config, dimension.path, value)
+        for dimension, active in zip(self.dimensions, self.active(config), strict=True):
+            if not active:
+                _put(config, dimension.path, dimension.canonical)
+        return config
+
+    def values(self, config: Mapping[str, Any]) -> list[Any]:
+        """One value a dimension, in the order of `dimensions`.
+
+        Raises:
+            ConfigError: If a key is missing.
+        """
+        return [_get(config, dimension.path) for dimension in self.dimensions]
+
+    def canonical(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config with every key, constants as they are and inactive dimensions at their canonical value.
+
+        Raises:
+            ConfigError: If a key is missing or a value is not one that its dimension can take.
+        """
+        values = self.values(config)
+        for dimension, value in zip(self.dimensions, values, strict=True):
+            if not dimension.contains(value):
+                raise ConfigError(f"{dimension.name}: {value!r} was given, allowed: {dimension.allowed}")
+        return self.to_config(values)
+
+    def active(self, config: Mapping[str, Any]) -> np.ndarray:
+        """Which dimensions matter in this config, boolean, shape `(dimensions,)`."""
+        return np.array([self._is_active(dimension, config) for dimension in self.dimensions], dtype=bool)
+
+    def encode(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The configs in the unit cube, shape `(configs, dimensions)`; a categorical by its index."""
+        rows = [
+            [dimension.to_unit(value) for dimension, value in zip(self.dimensions, self.values(config), strict=True)]
+            for config in configs
+        ]
+        return np.array(rows, dtype=float).reshape(len(configs), len(self))
+
+    def decode(self, row: Sequence[float]) -> dict[str, Any]:
+        """The canonical config nearest to a point of the unit cube, shape `(dimensions,)`."""
+        return self.to_config([d.from_unit(float(unit)) for d, unit in zip(self.dimensions, row, strict=True)])
+
+    def key(self, config: Mapping[str, Any]) -> str:
+        """A text that two configs share exactly where they mean the same."""
+        return json.dumps(self.values(self.to_config(self.values(config))), default=str)
+
+    def _is_active(self, dimension: Dimension, config: Mapping[str, Any]) -> bool:
+        if dimension.condition is None:
+            return True
+        path, values = dimension.condition
+        if _get(config, path) not in values:
+            return False
+        parent = next((d for d in self.dimensions if d.path == path), None)
+        return parent is None or self._is_active(parent, config)
+
+
+def _walk(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in node.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{'/'.join((*path, str(key)))}: the key {key!r} was given, only text is allowed")
+        here = (*path, key)
+        if isinstance(value, Mapping) and set(value) == {"grid_search"}:
+            raise ConfigError(f"{'/'.join(here)}: a grid_search cannot be searched; use tune.choice")
+        if isinstance(value, Mapping) and value:
+            yield from _walk(value, here)
+        else:
+            if isinstance(value, (list, tuple)) and any(isinstance(v, (Domain, Mapping)) for v in value):
+                raise ConfigError(f"{'/'.join(here)}: a list that holds domains cannot be searched; use a dict")
+            yield here, value
+
+
+def _get(config: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    node: Any = config
+    for key in path:
+        if not isinstance(node, Mapping) or key not in node:
+            raise ConfigError(f"{'/'.join(path)}: missing from the config")
+        node = node[key]
+    return node
+
+
+def _put(config: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        config = config.setdefault(key, {})
+    config[path[-1]] = value
