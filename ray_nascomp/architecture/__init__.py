@@ -1,0 +1,1 @@
+"""Networks of other architectures that start from a trained model's weights."""

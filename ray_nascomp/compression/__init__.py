@@ -1,0 +1,1 @@
+"""Compression of a network: pruning, materialisation, quantization, distillation."""

@@ -1,0 +1,1 @@
+"""NNI's compressors, called the way today's torch needs them."""

@@ -1,0 +1,70 @@
+"""Batch normalisation merged into the convolution or linear layer before it, as runtimes do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from ray_nascomp.tasks.calling import call
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str]]:
+    """Names of (convolution or linear layer, batch normalisation) where one feeds the other.
+
+    Args:
+        model: The model; it is run once in evaluation mode.
+        example_inputs: Inputs to run it on.
+    """
+    produced: dict[int, tuple[str, Any]] = {}
+    pairs: list[tuple[str, str]] = []
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+
+            def remember(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
+                produced[id(output)] = (name, output)
+
+            handles.append(module.register_forward_hook(remember))
+        elif isinstance(module, _NORMS) and module.track_running_stats:
+
+            def match(_module: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+                owner = produced.get(id(inputs[0]))
+                if owner is not None:
+                    pairs.append((owner[0], name))
+
+            handles.append(module.register_forward_pre_hook(match))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            call(model, example_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+    producers = [producer for producer, _ in pairs]
+    norms = [norm for _, norm in pairs]
+    return [pair for pair in pairs if producers.count(pair[0]) == 1 and norms.count(pair[1]) == 1]
+
+
+def fold_batch_norm(model: nn.Module, example_inputs: Any) -> None:
+    """Merges every batch normalisation that can be, in place; the model keeps its outputs in evaluation mode."""
+    for producer, norm in foldable_pairs(model, example_inputs):
+        layer, normalisation = model.get_submodule(producer), model.get_submodule(norm)
+        training = layer.training
+        layer.eval()
+        normalisation.eval()
+        fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        _replace(model, producer, fuse(layer, normalisation).train(training))
+        _replace(model, norm, nn.Identity())
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,177 @@
+"""Which channels are tied to which: torch-pruning's dependency graph, read once."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from ray_nascomp.errors import UntraceableModelError
+from ray_nascomp.model_spec import GroupSpec
+from ray_nascomp.tasks.calling import call, main_output, map_tensors
+
+TRACE_SECONDS = 120
+"""Time limit of one trace; some models (grouped-query attention) hang torch-pruning."""
+
+_PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+InGroups = dict[str, tuple[tuple[str, int], ...]]
+
+
+def dependency_graph(model: nn.Module, example_inputs: Any) -> tp.DependencyGraph:
+    """torch-pruning's dependency graph of the model.
+
+    Raises:
+        UntraceableModelError: If the model cannot be traced, or not within `TRACE_SECONDS`.
+    """
+    # torch-pruning follows the autograd graph, so every parameter must take part in it.
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        with _time_limit(TRACE_SECONDS), torch.enable_grad():
+            return tp.DependencyGraph().build_dependency(
+                model,
+                example_inputs=map_tensors(example_inputs, lambda tensor: tensor[:2]),
+                output_transform=main_output,
+                verbose=False,
+            )
+    except Exception as error:
+        raise UntraceableModelError(
+            f"{type(model).__name__} cannot be traced by torch-pruning ({type(error).__name__}: {error}); its channels "
+            "cannot be pruned. Models have to be plain modules whose output depends on all layers."
+        ) from error
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def build_graph(model: nn.Module, example_inputs: Any) -> tuple[tuple[GroupSpec, ...], dict[str, str], InGroups]:
+    """The model's groups of tied channels.
+
+    Returns:
+        The groups in the model's order; layer name -> its group; layer name -> pairs
+        (group, input channels for each channel of the group).
+
+    Raises:
+        UntraceableModelError: If the model cannot be traced.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    order = {name: index for index, name in enumerate(names.values())}
+    graph = dependency_graph(model, example_inputs)
+    groups: list[GroupSpec] = []
+    out_groups: dict[str, str] = {}
+    in_groups: dict[str, list[tuple[str, int]]] = {}
+    for members in graph.get_all_groups(root_module_types=list(_PRODUCERS)):
+        width = len(members[0].idxs)
+        producers: list[str] = []
+        regular = True
+        consumers: dict[str, int] = {}
+        others: list[str] = []
+        for dependency, indices in members:
+            name = names.get(dependency.target.module)
+            if name is None:
+                continue
+            module = dependency.target.module
+            pruner = graph.get_pruner_of_module(module)
+            depthwise = isinstance(module, _CONVOLUTIONS) and module.groups > 1 and module.groups == module.out_channels
+            if isinstance(module, _CONVOLUTIONS) and module.groups > 1 and not depthwise:
+                regular = False
+            if dependency.handler == pruner.prune_in_channels and not depthwise and isinstance(module, _PRODUCERS):
+                consumers[name] = consumers.get(name, 0) + len(indices)
+            elif isinstance(module, _PRODUCERS):
+                producers.append(name)
+                regular = regular and len(indices) == width
+            elif isinstance(module, nn.RNNBase):
+                regular = False
+            elif next(module.parameters(recurse=False), None) is not None:
+                others.append(name)
+                regular = regular and len(indices) == width
+        producers = sorted(set(producers), key=order.__getitem__)
+        root = producers[0]
+        regular = regular and all(count % width == 0 for count in consumers.values())
+        for name in {*producers, *others}:
+            out_groups[name] = root
+        for name, count in consumers.items():
+            in_groups.setdefault(name, []).append((root, count // width))
+        prunable = regular and bool(consumers) and width > 1
+        groups.append(GroupSpec(root, width, tuple(producers), prunable))
+    groups.sort(key=lambda group: order[group.name])
+    groups = _keep_removable(model, example_inputs, groups)
+    return tuple(groups), out_groups, {name: tuple(pairs) for name, pairs in in_groups.items()}
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def remove_channels(model: nn.Module, example_inputs: Any, removed: dict[str, list[int]]) -> None:
+    """Removes output channels, and all that is tied to them, in place.
+
+    Args:
+        model: The model to make smaller.
+        example_inputs: Inputs to trace it with.
+        removed: Name of any layer of a group -> indices of its channels to remove.
+
+    Raises:
+        UntraceableModelError: If the model cannot be traced.
+    """
+    removed = {name: indices for name, indices in removed.items() if indices}
+    if not removed:
+        return
+    modules = dict(model.named_modules())
+    training = model.training
+    model.eval()
+    graph = dependency_graph(model, example_inputs)
+    for name, indices in removed.items():
+        module = modules[name]
+        pruner = graph.get_pruner_of_module(module)
+        graph.get_pruning_group(module, pruner.prune_out_channels, idxs=sorted(indices)).prune()
+    model.train(training)
+
+
+def _keep_removable(model: nn.Module, example_inputs: Any, groups: list[GroupSpec]) -> list[GroupSpec]:
+    """The groups, with those unprunable from which one channel cannot be removed.
+
+    A view into heads, for example, fails with one channel less.
+    """
+    candidates = [group.name for group in groups if group.prunable]
+    if not candidates or _runs_without(model, example_inputs, candidates):
+        return groups
+    removable = {name for name in candidates if _runs_without(model, example_inputs, [name])}
+    return [GroupSpec(g.name, g.width, g.layers, g.name in removable) for g in groups]
+
+
+def _runs_without(model: nn.Module, example_inputs: Any, names: list[str]) -> bool:
+    smaller = copy.deepcopy(model)
+    try:
+        with torch.no_grad():
+            expected = call(model, example_inputs).shape
+            remove_channels(smaller, example_inputs, {name: [0] for name in names})
+            return call(smaller, example_inputs).shape == expected
+    except (RuntimeError, ValueError, IndexError):
+        return False
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError after some seconds; only in a main thread, where signals arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(_signal: int, _frame: Any) -> None:
+        raise TimeoutError(f"not done within {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)

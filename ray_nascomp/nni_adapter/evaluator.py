@@ -1,0 +1,83 @@
+"""NNI's evaluator made from a task: the loop through which its compressors train and observe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import nni
+import torch
+from nni.compression import TorchEvaluator
+from torch import nn
+
+from ray_nascomp.tasks.base import Task
+from ray_nascomp.tasks.calling import call, device_of, map_tensors
+from ray_nascomp.tasks.data import Batch
+
+logging.getLogger("nni").setLevel(logging.ERROR)
+
+TrainingStep = Callable[[Batch, nn.Module], torch.Tensor]
+TrainingFunction = Callable[[nn.Module, torch.optim.Optimizer, TrainingStep], None]
+
+
+def make_evaluator(
+    model: nn.Module,
+    task: Task,
+    train: TrainingFunction,
+    optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (torch.optim.SGD, {"lr": 0.0}),
+) -> TorchEvaluator:
+    """An evaluator for one compressor.
+
+    Args:
+        model: The model that is compressed.
+        task: Loss and calibration data.
+        train: What NNI calls to train: (model, optimizer, step). It may train as it likes.
+        optimizer: Class and arguments; NNI makes one over the wrapped parameters.
+    """
+
+    def training_function(
+        wrapped: nn.Module, optimizers: Any, step: Any, _schedulers: Any = None, _steps: Any = None, _epochs: Any = None
+    ) -> None:
+        train(wrapped, optimizers, step)
+
+    def training_step(batch: Batch, wrapped: nn.Module) -> torch.Tensor:
+        inputs, targets = to_device(batch, wrapped)
+        return task.loss(call(wrapped, inputs), targets)
+
+    def observe(wrapped: nn.Module) -> float:
+        predict = task.predict(wrapped)
+        for inputs, _ in task.calibration_batches():
+            predict(inputs)
+        return 0.0
+
+    optimizer_class, arguments = optimizer
+    return TorchEvaluator(
+        training_function,
+        nni.trace(optimizer_class)(model.parameters(), **arguments),
+        training_step,
+        evaluating_func=observe,
+    )
+
+
+def to_device(batch: Batch, model: nn.Module) -> Batch:
+    """The batch on the model's device."""
+    device = device_of(model)
+    return map_tensors(batch[0], lambda tensor: tensor.to(device)), batch[1].to(device)
+
+
+def train_on(batches: Iterable[Batch]) -> TrainingFunction:
+    """A training function that takes one optimizer step a batch."""
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: TrainingStep) -> None:
+        model.train()
+        for batch in batches:
+            optimizer.zero_grad()
+            step(batch, model).backward()
+            optimizer.step()
+
+    return train
+
+
+def no_training(_model: nn.Module, _optimizer: torch.optim.Optimizer, _step: TrainingStep) -> None:
+    """A training function that does nothing: post-training quantization observes only."""

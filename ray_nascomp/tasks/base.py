@@ -1,0 +1,214 @@
+"""A task: a model, its data, its loss and its metric. All that a trial needs to know of the user's work."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.model_spec import ModelSpec
+from ray_nascomp.space import Space
+from ray_nascomp.tasks.calling import call, device_of, map_tensors
+from ray_nascomp.tasks.data import Batch, Data
+
+Metric = Callable[[Tensor, Tensor], float]
+_CALIBRATION_SAMPLES = 512
+_alive: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
+
+
+class Task:
+    """What is to be compressed, and how its quality is told.
+
+    Args:
+        model: The trained model, any `nn.Module`. It is never changed.
+        train_data: Samples for fine-tuning: (inputs, targets) tensors, a Dataset or a DataLoader.
+        val_data: Samples that every trial is scored on.
+        test_data: Samples that no search sees; only `Results.best().evaluate()` looks at them.
+        calibration_data: Samples that quantizers observe; taken from the training data if absent.
+        metric: "accuracy", or a function (outputs, targets) -> float over all validation samples,
+            reported under its name.
+        mode: Whether more of the metric is better ("max") or less ("min").
+        loss: Function (outputs, targets) -> scalar tensor; cross entropy if absent.
+        build: A builder `build(architecture) -> nn.Module`, which makes architecture a part of the
+            search. Weights are inherited from `model` wherever names match: the leading channels
+            and the centre of larger kernels.
+        architecture: The builder's dimensions, Tune domains by name.
+        batch_size: Samples a training step.
+
+    Raises:
+        ConfigError: For empty data, an unknown metric, or a builder without dimensions.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_data: Any,
+        val_data: Any,
+        *,
+        test_data: Any = None,
+        calibration_data: Any = None,
+        metric: str | Metric = "accuracy",
+        mode: Literal["max", "min"] = "max",
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        build: Callable[[dict[str, Any]], nn.Module] | None = None,
+        architecture: Mapping[str, Any] | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model: a {type(model).__name__} was given, a torch.nn.Module is allowed")
+        if metric != "accuracy" and not callable(metric):
+            raise ConfigError(f"metric: {metric!r} was given; allowed: 'accuracy', or a function (outputs, targets)")
+        if mode not in ("max", "min"):
+            raise ConfigError.unknown("mode", mode, ("max", "min"))
+        if (build is None) != (not architecture):
+            raise ConfigError("build and architecture: only one was given; a builder and its dimensions go together")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size: {batch_size!r} was given, a positive number is allowed")
+        self.model = model
+        self.train_data = Data(train_data, "train_data")
+        self.val_data = Data(val_data, "val_data")
+        self.test_data = Data(test_data, "test_data") if test_data is not None else None
+        self.calibration_data = Data(calibration_data, "calibration_data") if calibration_data is not None else None
+        self.metric = "accuracy" if metric == "accuracy" else getattr(metric, "__name__", "metric")
+        self._metric_function: Metric = _accuracy if metric == "accuracy" else metric  # type: ignore[assignment]
+        self.mode = mode
+        self._loss = loss or nn.functional.cross_entropy
+        self.build = build
+        self.architecture = dict(architecture or {})
+        self._architecture_space = Space(self.architecture) if self.architecture else None
+        self.batch_size = batch_size
+        _alive[self.fingerprint] = self
+
+    @cached_property
+    def example_inputs(self) -> Any:
+        """Inputs of two training samples."""
+        return self.train_data.head(2)[0]
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The structure of the task's own model.
+
+        Raises:
+            UntraceableModelError: If it cannot be traced.
+        """
+        return ModelSpec.from_model(self.model, self.example_inputs)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A text that tasks with the same weights, data sizes and metric share."""
+        digest = hashlib.sha256(f"{self.metric} {len(self.train_data)} {len(self.val_data)}".encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the model's inputs: a dict's keys, or the parameters of `forward`."""
+        inputs = self.example_inputs
+        if isinstance(inputs, Mapping):
+            return tuple(inputs)
+        count = len(inputs) if isinstance(inputs, (tuple, list)) else 1
+        parameters = list(inspect.signature(self.model.forward).parameters)
+        return tuple(parameters[:count]) if len(parameters) >= count else tuple(f"input_{i}" for i in range(count))
+
+    def network(self, architecture: Mapping[str, Any]) -> nn.Module:
+        """A fresh network for an architecture, with the weights that it inherits.
+
+        An empty architecture gives a copy of the task's own model.
+
+        Raises:
+            ConfigError: For unknown or missing keys, or an architecture where there is no builder.
+        """
+        from ray_nascomp.architecture.inherit import inherit_weights
+
+        if not architecture:
+            return copy.deepcopy(self.model)
+        if self.build is None or self._architecture_space is None:
+            raise ConfigError(f"architecture: {dict(architecture)!r} was given, but the task has no builder")
+        for key in architecture:
+            if key not in self.architecture:
+                raise ConfigError.unknown("architecture", key, self.architecture)
+        canonical = self._architecture_space.canonical(architecture)
+        network = self.build(canonical)
+        inherit_weights(network, self.model)
+        return network.to(device_of(self.model))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The training loss of a batch, a scalar tensor."""
+        return self._loss(outputs, targets)
+
+    def train_batches(self, seed: int) -> Iterator[Batch]:
+        """One epoch of shuffled training batches."""
+        return self.train_data.batches(self.batch_size, torch.Generator().manual_seed(seed))
+
+    def calibration_batches(self) -> Iterator[Batch]:
+        """Batches for observers: calibration data, or as many training samples as it takes (512)."""
+        data = self.calibration_data or self.train_data
+        indices = torch.arange(min(len(data), _CALIBRATION_SAMPLES))
+        if self.calibration_data is None:
+            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+            indices = order[: len(indices)]
+        for start in range(0, len(indices), self.batch_size):
+            yield data.take(indices[start : start + self.batch_size])
+
+    def predict(self, model: nn.Module) -> Callable[[Any], Tensor]:
+        """The model as a function from a batch's inputs to outputs, in evaluation mode."""
+        model.eval()
+        device = device_of(model)
+
+        def run(inputs: Any) -> Tensor:
+            with torch.no_grad():
+                return call(model, map_tensors(inputs, lambda tensor: tensor.to(device))).cpu()
+
+        return run
+
+    def evaluate(self, predict: Callable[[Any], Tensor], data: Data | None = None) -> float:
+        """The metric over all samples.
+
+        Args:
+            predict: Function from a batch's inputs to outputs.
+            data: What to evaluate on; the validation data if absent.
+        """
+        outputs, targets = [], []
+        for inputs, batch_targets in (data or self.val_data).batches(max(64, self.batch_size)):
+            outputs.append(predict(inputs))
+            targets.append(batch_targets)
+        return float(self._metric_function(torch.cat(outputs), torch.cat(targets)))
+
+    def drop(self, value: float, baseline: float) -> float:
+        """How much worse a metric's value is than the baseline's, positive if worse."""
+        return baseline - value if self.mode == "max" else value - baseline
+
+    @property
+    def worst(self) -> float:
+        """The finite value that stands for a model that cannot be built."""
+        return 0.0 if self.mode == "max" else 1e9
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers never see the test set.
+        return {**self.__dict__, "test_data": None, "fingerprint": self.fingerprint}
+
+    def architecture_key(self, architecture: Mapping[str, Any]) -> str:
+        """A text that equal architectures share, inactive dimensions left out."""
+        if not architecture or self._architecture_space is None:
+            return ""
+        return json.dumps(self._architecture_space.canonical(architecture), sort_keys=True, default=str)
+
+
+def find_task(fingerprint: str) -> Task | None:
+    """The task of this process with a fingerprint, if it is still in use."""
+    return _alive.get(fingerprint)
+
+
+def _accuracy(outputs: Tensor, targets: Tensor) -> float:
+    return (outputs.argmax(dim=-1) == targets).float().mean().item()
