@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,17 +174,15 @@ class _SpecBuilder:
 
         self._task = copy.copy(task)
         self._task.model = nn.Identity()
-        self._task.train_data = self._task.val_data = self._task.test_data = self._task.calibration_data = None  # type: ignore[assignment]
-        self._example_inputs = task.example_inputs
+        self._task.train_data = self._task.val_data = None  # type: ignore[assignment]
+        self._task.test_data = self._task.calibration_data = None
+        self._task.example_inputs = task.example_inputs
 
     def key(self, architecture: Mapping[str, Any]) -> str:
         return self._task.architecture_key(architecture)
 
     def spec(self, architecture: Mapping[str, Any]) -> ModelSpec:
-        try:
-            return ModelSpec.from_model(self._task.network(architecture), self._example_inputs)
-        except (RuntimeError, ValueError) as error:
-            raise InfeasibleError(f"architecture {json.dumps(dict(architecture), default=str)}: {error}") from error
+        return self._task.trace(architecture)[1]
 
 
 def _layer_cost(layer: LayerSpec, removed: Mapping[str, int], bits: int, has_norm: bool) -> LayerCost:

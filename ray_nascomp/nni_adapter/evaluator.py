@@ -26,6 +26,7 @@ def make_evaluator(
     task: Task,
     train: TrainingFunction,
     optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (torch.optim.SGD, {"lr": 0.0}),
+    training_step: TrainingStep | None = None,
 ) -> TorchEvaluator:
     """An evaluator for one compressor.
 
@@ -34,6 +35,7 @@ def make_evaluator(
         task: Loss and calibration data.
         train: What NNI calls to train: (model, optimizer, step). It may train as it likes.
         optimizer: Class and arguments; NNI makes one over the wrapped parameters.
+        training_step: Function (batch, model) -> loss; the task's loss if absent.
     """
 
     def training_function(
@@ -41,7 +43,7 @@ def make_evaluator(
     ) -> None:
         train(wrapped, optimizers, step)
 
-    def training_step(batch: Batch, wrapped: nn.Module) -> torch.Tensor:
+    def task_loss(batch: Batch, wrapped: nn.Module) -> torch.Tensor:
         inputs, targets = to_device(batch, wrapped)
         return task.loss(call(wrapped, inputs), targets)
 
@@ -55,7 +57,7 @@ def make_evaluator(
     return TorchEvaluator(
         training_function,
         nni.trace(optimizer_class)(model.parameters(), **arguments),
-        training_step,
+        training_step or task_loss,
         evaluating_func=observe,
     )
 

@@ -58,14 +58,13 @@ def channels_to_remove(
     return removed
 
 
-def weight_masks(model: nn.Module, task: Task, sparsity: Mapping[str, float], seed: int) -> dict[str, Tensor]:
+def weight_masks(model: nn.Module, task: Task, sparsity: Mapping[str, float]) -> dict[str, Tensor]:
     """Masks of NNI's level pruner: the smallest weights of each layer are zero in it.
 
     Args:
         model: The model; its weights stay as they are.
         task: The task.
         sparsity: Layer name -> share of weights to remove.
-        seed: Unused by this pruner's criterion; kept for a common signature.
 
     Returns:
         Layer name -> mask of zeros and ones, shaped as the weight.
@@ -75,7 +74,7 @@ def weight_masks(model: nn.Module, task: Task, sparsity: Mapping[str, float], se
         for name, value in sparsity.items()
         if value > 0
     ]
-    return _masks(model, task, "level", config, seed) if config else {}
+    return _masks(model, task, "level", config, 0) if config else {}
 
 
 def _masks(model: nn.Module, task: Task, method: str, config: list[dict[str, Any]], seed: int) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from nni.compression.quantization import PtqQuantizer, QATQuantizer
 from torch import nn
 
-from ray_nascomp.nni_adapter.evaluator import TrainingFunction, make_evaluator, no_training
+from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, make_evaluator, no_training
 from ray_nascomp.tasks.base import Task
 
 WEIGHT_LIMIT = 63
@@ -61,6 +61,7 @@ class QuantizationSession:
         outputs: Names of those whose outputs are quantized as well.
         train: What an epoch of quantization-aware training does; None for post-training quantization.
         optimizer: Class and arguments of its optimizer.
+        training_step: Function (batch, model) -> loss of that training.
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class QuantizationSession:
         outputs: Collection[str],
         train: TrainingFunction | None = None,
         optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (torch.optim.SGD, {"lr": 0.0}),
+        training_step: TrainingStep | None = None,
     ) -> None:
         self.model = model
         config = [_layer_config(name, name in outputs) for name in layers]
-        evaluator = make_evaluator(model, task, train or no_training, optimizer)
+        evaluator = make_evaluator(model, task, train or no_training, optimizer, training_step)
         self._evaluator = evaluator
         if train is None:
             self._quantizer: Any = PtqQuantizer(model, config, evaluator)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ray_nascomp.errors import ConfigError
+from ray_nascomp.errors import ConfigError, InfeasibleError, NonFiniteModelError, UntraceableModelError
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.space import Space
 from ray_nascomp.tasks.calling import call, device_of, map_tensors
@@ -143,6 +143,20 @@ class Task:
         inherit_weights(network, self.model)
         return network.to(device_of(self.model))
 
+    def trace(self, architecture: Mapping[str, Any]) -> tuple[nn.Module, ModelSpec]:
+        """The network of `network`, and its structure.
+
+        Raises:
+            InfeasibleError: If the network does not run on the task's inputs.
+        """
+        if not architecture:
+            return self.network({}), self.spec
+        network = self.network(architecture)
+        try:
+            return network, ModelSpec.from_model(network, self.example_inputs)
+        except UntraceableModelError as error:
+            raise InfeasibleError(f"architecture {dict(architecture)}: {error}") from error
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The training loss of a batch, a scalar tensor."""
         return self._loss(outputs, targets)
@@ -178,12 +192,18 @@ class Task:
         Args:
             predict: Function from a batch's inputs to outputs.
             data: What to evaluate on; the validation data if absent.
+
+        Raises:
+            NonFiniteModelError: If an output is NaN or infinite.
         """
         outputs, targets = [], []
         for inputs, batch_targets in (data or self.val_data).batches(max(64, self.batch_size)):
             outputs.append(predict(inputs))
             targets.append(batch_targets)
-        return float(self._metric_function(torch.cat(outputs), torch.cat(targets)))
+        everything = torch.cat(outputs)
+        if not torch.isfinite(everything).all():
+            raise NonFiniteModelError("the model's outputs are not finite")
+        return float(self._metric_function(everything, torch.cat(targets)))
 
     def drop(self, value: float, baseline: float) -> float:
         """How much worse a metric's value is than the baseline's, positive if worse."""

@@ -59,14 +59,19 @@ class Data:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a sample is always the same: tensors are, a dataset may augment."""
+        return self._tensors is not None
+
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Batches in order, or shuffled where a generator is given."""
-        if generator is None:
-            order = torch.arange(self._length)
-        else:
-            order = torch.randperm(self._length, generator=generator)
-        for start in range(0, self._length, batch_size):
-            yield self.take(order[start : start + batch_size])
+        return (self.take(indices) for indices in self.index_batches(batch_size, generator))
+
+    def index_batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """The samples' indices of `batches`."""
+        order = torch.arange(self._length) if generator is None else torch.randperm(self._length, generator=generator)
+        return iter(order.split(batch_size))
 
     def head(self, count: int) -> Batch:
         """The first samples as one batch; the last one repeated where there are too few."""

@@ -1,0 +1,191 @@
+"""A run on disk, without pickle: model.onnx, model.safetensors and manifest.json.
+
+The manifest holds what rebuilds the network before its weights are loaded: the plan and the
+indices of the removed channels.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ray_nascomp.compression.fold import fold_batch_norm
+from ray_nascomp.compression.graph import remove_channels
+from ray_nascomp.costs import layer_costs
+from ray_nascomp.deployment.runtime import Latency
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.pipeline.candidate import Candidate
+from ray_nascomp.pipeline.measure import Artifact
+from ray_nascomp.pipeline.report import goal_of
+
+if TYPE_CHECKING:
+    from ray_nascomp.pipeline.run import CompressionRun
+
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.safetensors"
+MANIFEST_FILE = "manifest.json"
+_FIRST_FILE = "first.onnx"
+_FORMAT = 1
+
+
+def save_run(run: CompressionRun, folder: Path) -> None:
+    """Writes the run as it is now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    if run.candidate is not None:
+        tensors = {f"network.{name}": value for name, value in run.candidate.network.state_dict().items()}
+        tensors |= {f"mask.{name}": value for name, value in run.candidate.masks.items()}
+        if run.optimizer is not None and not run.is_done:
+            tensors |= _optimizer_tensors(run.optimizer)
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    save_file(
+        {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, folder / WEIGHTS_FILE
+    )
+    if run.artifact is not None:
+        (folder / MODEL_FILE).write_bytes(run.artifact.content)
+    first = run._first
+    if first is not None and not run.is_done:
+        (folder / _FIRST_FILE).write_bytes(first.content)
+    manifest = {
+        "format": _FORMAT,
+        "config": run.config,
+        "epochs": run.epochs,
+        "steps_done": run.steps_done,
+        "metrics": run.metrics,
+        "goal": json.loads(goal_of(run.task, run.goal).to_json()),
+        "task": run.task.fingerprint,
+        "input_names": list(run.task.input_names),
+        "removed": run.candidate.removed if run.candidate is not None else None,
+        "is_folded": run.is_folded,
+        "outputs": sorted(run.outputs),
+        "seconds": run.seconds,
+        "first": _artifact_facts(first) if first is not None else None,
+        "layers": _layer_table(run),
+        "versions": {name: version(name) for name in ("ray-nascomp", "torch", "nni", "onnxruntime")},
+    }
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, default=str))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a saved run.
+
+    Raises:
+        ConfigError: If the folder holds none that can be read.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{folder} holds no readable {MANIFEST_FILE}: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise ConfigError(f"{path} is not a manifest of format {_FORMAT}")
+    return manifest
+
+
+def restore_run(run: CompressionRun, folder: Path) -> None:
+    """Brings a fresh run to where the saved one was.
+
+    Raises:
+        ConfigError: If the folder is not a saved run of this task.
+    """
+    manifest = read_manifest(folder)
+    if manifest["task"] != run.task.fingerprint:
+        raise ConfigError(f"{folder} was made from another task ({manifest['task']} instead of {run.task.fingerprint})")
+    run.steps_done = manifest["steps_done"]
+    run.metrics = manifest["metrics"]
+    run.seconds = manifest["seconds"]
+    run.outputs = set(manifest["outputs"])
+    run._infeasible = not run.metrics.get("feasible", True)
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
+    if manifest["removed"] is not None:
+        run.candidate = _rebuild(run, manifest, tensors)
+        run.is_folded = manifest["is_folded"]
+        run._trainer.masks = run.candidate.masks
+        optimizer = _with_prefix(tensors, "optimizer.")
+        if optimizer:
+            run.optimizer = run._trainer.make_optimizer(run.candidate.network)
+            _load_optimizer(run.optimizer, optimizer)
+    facts = manifest["first"]
+    if facts is not None:
+        file = folder / (MODEL_FILE if run.is_done else _FIRST_FILE)
+        run._first = Artifact(file.read_bytes(), facts["value"], facts["error"], Latency(**facts["latency"]))
+
+
+def load_network(run: CompressionRun, folder: Path) -> nn.Module:
+    """The saved run's network, without its optimizer."""
+    manifest = read_manifest(folder)
+    return _rebuild(run, manifest, load_file(folder / WEIGHTS_FILE)).network
+
+
+def _rebuild(run: CompressionRun, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Candidate:
+    network, spec = run.task.trace(run.plan.architecture)
+    removed = {name: [int(i) for i in indices] for name, indices in manifest["removed"].items()}
+    remove_channels(network, run.task.example_inputs, removed)
+    if manifest["is_folded"]:
+        fold_batch_norm(network, run.task.example_inputs)
+    network.load_state_dict(_with_prefix(tensors, "network."))
+    return Candidate(run.plan, network, spec, removed, _with_prefix(tensors, "mask."))
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        for index, entries in state.items()
+        for name, value in entries.items()
+    }
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _artifact_facts(artifact: Artifact) -> dict[str, Any]:
+    return {"value": artifact.value, "error": artifact.error, "latency": vars(artifact.latency)}
+
+
+def _layer_table(run: CompressionRun) -> list[dict[str, Any]]:
+    """Each layer before and after, for reports."""
+    if run.candidate is None:
+        return []
+    candidate = run.candidate
+    before = {cost.name: cost for cost in layer_costs(run.task.spec, {}, lambda _name: 32)}
+    table = []
+    for cost in layer_costs(candidate.spec, candidate.removed_counts, run.plan.quantize.of):
+        original = before.get(cost.name)
+        group = candidate.spec.group_of(cost.name)
+        width = group.width if group else 0
+        removed = len(candidate.removed.get(group.name, [])) if group else 0
+        table.append(
+            {
+                "name": cost.name,
+                "type": cost.kind,
+                "params_before": original.params if original else 0,
+                "params_after": cost.params,
+                "macs_before": original.macs if original else 0,
+                "macs_after": cost.macs,
+                "bytes_before": original.bytes if original else 0,
+                "bytes_after": cost.bytes,
+                "sparsity": removed / width if width else 0.0,
+                "bits": cost.bits,
+            }
+        )
+    return table

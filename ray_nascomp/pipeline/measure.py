@@ -1,0 +1,178 @@
+"""What a candidate is worth: quality under simulated integers, and the exported file's bytes and speed."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from ray_nascomp.compression.fold import fold_batch_norm
+from ray_nascomp.deployment.export import export_onnx
+from ray_nascomp.deployment.qdq import insert_quantization, unfollowed_convolutions
+from ray_nascomp.deployment.runtime import Latency, compare_latency, make_session, session_predictor
+from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
+from ray_nascomp.pipeline.candidate import Candidate
+from ray_nascomp.tasks.base import Task
+from ray_nascomp.tasks.data import Data
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The task's own model, measured as every candidate is.
+
+    Attributes:
+        value: The metric of the exported file on the validation data.
+        content: The exported file.
+        session: A session that runs it.
+    """
+
+    value: float
+    content: bytes
+    session: onnxruntime.InferenceSession
+
+
+_baselines: weakref.WeakKeyDictionary[Task, Baseline] = weakref.WeakKeyDictionary()
+
+
+def baseline_of(task: Task) -> Baseline:
+    """The task's baseline, measured once in a process."""
+    if task not in _baselines:
+        network = copy.deepcopy(task.model).cpu().eval()
+        fold_batch_norm(network, task.example_inputs)
+        content = export_onnx(network, task.example_inputs, task.input_names).SerializeToString()
+        session = make_session(content)
+        value = task.evaluate(session_predictor(session, task.input_names))
+        _baselines[task] = Baseline(value, content, session)
+    return _baselines[task]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file and what was measured of it.
+
+    Attributes:
+        content: The ONNX file.
+        value: The metric of the file on the validation data, run by ONNX Runtime.
+        error: Relative difference (L2) of its outputs from those of the simulated model.
+        latency: Time at batch size 1 and one thread, next to the original's.
+    """
+
+    content: bytes
+    value: float
+    error: float
+    latency: Latency
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A network under simulated integers.
+
+    Attributes:
+        value: The metric on the validation data.
+        outputs: The outputs on it, shape `(samples, ...)`.
+        calibration: The scales; empty where no layer is quantized.
+    """
+
+    value: float
+    outputs: torch.Tensor
+    calibration: Calibration
+
+
+def layers_to_quantize(candidate: Candidate) -> list[str]:
+    """Names of the network's layers with fewer than 32 bits."""
+    names = [layer.name for layer in candidate.spec.compressible_layers]
+    return [name for name in names if candidate.plan.quantize.of(name) != 32]
+
+
+def folded_copy(candidate: Candidate, task: Task) -> nn.Module:
+    """The network on the CPU in evaluation mode with batch normalisations folded; the candidate keeps its own."""
+    network = copy.deepcopy(candidate.network).cpu().eval()
+    fold_batch_norm(network, task.example_inputs)
+    return network
+
+
+def export_float(folded: nn.Module, task: Task) -> onnx.ModelProto:
+    """The folded network as ONNX in floating point."""
+    return export_onnx(folded, task.example_inputs, task.input_names)
+
+
+def outputs_to_quantize(candidate: Candidate, folded: nn.Module, proto: onnx.ModelProto) -> set[str]:
+    """Layers whose output has to be quantized for the runtime to use integers."""
+    return unfollowed_convolutions(proto, weights_of(candidate, folded), layers_to_quantize(candidate))
+
+
+def weights_of(candidate: Candidate, network: nn.Module) -> dict[str, np.ndarray]:
+    """Layer name -> weight, of all layers that can be quantized."""
+    return {
+        layer.name: network.get_submodule(layer.name).weight.detach().cpu().numpy()  # type: ignore[union-attr, operator]
+        for layer in candidate.spec.compressible_layers
+    }
+
+
+def simulate(candidate: Candidate, folded: nn.Module, task: Task, outputs: set[str]) -> Simulation:
+    """The folded network under post-training quantization.
+
+    Raises:
+        NonFiniteModelError: If an output is not finite.
+    """
+    layers = layers_to_quantize(candidate)
+    if not layers:
+        return Simulation(*evaluate_with_outputs(folded, task), {})
+    session = QuantizationSession(folded, task, layers, outputs)
+    try:
+        return simulation_of(session, folded, task)
+    finally:
+        session.close()
+
+
+def simulation_of(session: QuantizationSession, wrapped: nn.Module, task: Task) -> Simulation:
+    """The network as a quantization session has it now."""
+    return Simulation(*evaluate_with_outputs(wrapped, task), session.calibration())
+
+
+def evaluate_with_outputs(
+    model: nn.Module | onnxruntime.InferenceSession, task: Task, data: Data | None = None
+) -> tuple[float, torch.Tensor]:
+    """The metric and the outputs, shape `(samples, ...)`."""
+    seen: list[torch.Tensor] = []
+    predict = task.predict(model) if isinstance(model, nn.Module) else session_predictor(model, task.input_names)
+
+    def remember(inputs: object) -> torch.Tensor:
+        seen.append(predict(inputs))
+        return seen[-1]
+
+    value = task.evaluate(remember, data)
+    return value, torch.cat(seen)
+
+
+def make_artifact(
+    candidate: Candidate,
+    folded: nn.Module,
+    proto: onnx.ModelProto,
+    simulation: Simulation,
+    task: Task,
+) -> Artifact:
+    """Exports, runs and times.
+
+    Args:
+        candidate: The candidate.
+        folded: Its folded network, which the scales belong to.
+        proto: The folded network as ONNX in floating point.
+        simulation: Its scales, and the outputs that the file's are compared with.
+        task: The task.
+    """
+    if simulation.calibration:
+        proto = insert_quantization(proto, weights_of(candidate, folded), simulation.calibration)
+    content = proto.SerializeToString()
+    session = make_session(content)
+    value, outputs = evaluate_with_outputs(session, task)
+    error = float((outputs - simulation.outputs).norm() / simulation.outputs.norm().clamp(min=1e-12))
+    inputs = task.val_data.head(1)[0]
+    latency = compare_latency(baseline_of(task).session, session, inputs, task.input_names)
+    return Artifact(content, value, error, latency)

@@ -1,0 +1,145 @@
+"""Fine-tuning: epochs of AdamW with warm-up and cosine decay, with distillation from the task's own model."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ray_nascomp.nni_adapter.evaluator import TrainingStep, to_device
+from ray_nascomp.plan import DistillStage, FinetuneStage
+from ray_nascomp.tasks.base import Task
+from ray_nascomp.tasks.calling import call
+from ray_nascomp.tasks.data import Batch
+
+_WARMUP_SHARE = 0.1
+_MAX_GRADIENT_NORM = 5.0
+
+
+def learning_rate(peak: float, progress: float) -> float:
+    """The rate at a share of the whole training: linear warm-up, then a cosine to zero."""
+    if progress < _WARMUP_SHARE:
+        return peak * max(progress, 0.01) / _WARMUP_SHARE
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP_SHARE) / (1 - _WARMUP_SHARE)))
+
+
+class Trainer:
+    """Trains a network, epoch by epoch, as a plan says.
+
+    Args:
+        task: Data and loss.
+        stage: Learning rate, weight decay, distillation.
+        epochs: Length of the whole training, which the learning rate follows.
+        seed: Order of the batches, dropout.
+
+    Attributes:
+        masks: Layer name -> mask of its weight; masked weights stay zero.
+    """
+
+    def __init__(self, task: Task, stage: FinetuneStage, epochs: int, seed: int) -> None:
+        self._task = task
+        self._stage = stage
+        self._epochs = epochs
+        self._seed = seed
+        self.masks: Mapping[str, Tensor] = {}
+        self._teacher = _teacher_of(task) if stage.distill.weight else None
+        self._indices: Tensor | None = None
+        self.optimizer_settings = (
+            torch.optim.AdamW,
+            {"lr": stage.lr, "weight_decay": stage.weight_decay},
+        )
+
+    def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """An optimizer over the network's parameters."""
+        optimizer_class, arguments = self.optimizer_settings
+        return optimizer_class(network.parameters(), **arguments)
+
+    def epoch(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, step: TrainingStep | None = None
+    ) -> None:
+        """One pass over the training data.
+
+        Args:
+            network: The network, trained in place.
+            optimizer: Its optimizer.
+            epoch: Which epoch this is, from 0.
+            step: Function (batch, network) -> loss; `loss` if absent.
+        """
+        step = step or self.loss
+        seed = (self._seed + epoch) % 2**31
+        data = self._task.train_data
+        generator = torch.Generator().manual_seed(seed)
+        batches = list(data.index_batches(self._task.batch_size, generator))
+        weights = {name: network.get_submodule(name).weight for name in self.masks}
+        network.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for number, indices in enumerate(batches):
+                if len(indices) == 1 and number > 0:
+                    continue  # Batch normalisation cannot train on a single sample.
+                rate = learning_rate(self._stage.lr, (epoch + number / len(batches)) / self._epochs)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                self._indices = indices
+                optimizer.zero_grad()
+                step(data.take(indices), network).backward()
+                nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
+                optimizer.step()
+                with torch.no_grad():
+                    for name, mask in self.masks.items():
+                        weights[name].mul_(mask)
+        self._indices = None
+
+    def loss(self, batch: Batch, network: nn.Module) -> Tensor:
+        """The task's loss, mixed with the distillation loss."""
+        inputs, targets = to_device(batch, network)
+        outputs = call(network, inputs)
+        loss = self._task.loss(outputs, targets)
+        if self._teacher is None:
+            return loss
+        teacher = self._teacher.outputs(inputs, self._indices).to(outputs.device)
+        distill = self._stage.distill
+        return (1 - distill.weight) * loss + distill.weight * distillation_loss(outputs, teacher, distill)
+
+
+def distillation_loss(outputs: Tensor, teacher: Tensor, distill: DistillStage) -> Tensor:
+    """Divergence of softened outputs from a teacher's (Hinton et al. 2015, arXiv 1503.02531).
+
+    Args:
+        outputs: The student's logits, shape `(..., classes)`.
+        teacher: The teacher's logits, the same shape.
+        distill: The temperature.
+    """
+    temperature = distill.temperature
+    classes = outputs.shape[-1]
+    student = functional.log_softmax(outputs.reshape(-1, classes) / temperature, dim=-1)
+    target = functional.log_softmax(teacher.reshape(-1, classes) / temperature, dim=-1)
+    return functional.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+class _Teacher:
+    """The task's own model's outputs; computed once a sample where samples are always the same."""
+
+    def __init__(self, task: Task) -> None:
+        self._predict = task.predict(task.model)
+        self._known: Tensor | None = None
+        if task.train_data.is_fixed:
+            self._known = torch.cat([self._predict(inputs) for inputs, _ in task.train_data.batches(256)])
+
+    def outputs(self, inputs: object, indices: Tensor | None) -> Tensor:
+        if self._known is not None and indices is not None:
+            return self._known[indices]
+        return self._predict(inputs)
+
+
+_teachers: weakref.WeakKeyDictionary[Task, _Teacher] = weakref.WeakKeyDictionary()
+
+
+def _teacher_of(task: Task) -> _Teacher:
+    if task not in _teachers:
+        _teachers[task] = _Teacher(task)
+    return _teachers[task]

@@ -1,0 +1,88 @@
+"""The trainable that Tune runs: one config, one report after each step of its compression."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.goals import Goal
+from ray_nascomp.tasks.base import Task
+
+_FINISHED = {"__duplicate__": True, "done": True}
+
+
+def compression_trainable(task: Task, goal: Goal, *, epochs: int = 8) -> type[tune.Trainable]:
+    """A Tune trainable that carries out configs of `compression_space(task)` on a task.
+
+    A trial reports `epochs + 1` times: the compressed model before training, then after each
+    epoch; the last report is measured on the exported file, which the trial's checkpoint holds.
+    Every report has the same keys (see `docs/reference.md`). The task's weights and data travel
+    to the workers once, through the object store, and are shared there.
+
+    Args:
+        task: The task.
+        goal: What the search is after; every report's `score` is made from it.
+        epochs: Epochs of fine-tuning.
+
+    Raises:
+        ConfigError: If `epochs` is negative, or the goal looks at a metric that is not reported.
+        UntraceableModelError: If the task's model cannot be traced.
+    """
+    from ray_nascomp.costs import CostModel
+    from ray_nascomp.pipeline.report import reported_metrics
+    from ray_nascomp.tasks.transport import pack
+
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+        raise ConfigError(f"epochs: {epochs!r} was given, a whole number of 0 or more is allowed")
+    goal.check_reported(reported_metrics(task))
+    packed = pack((task, CostModel(task)))
+    return tune.with_parameters(CompressionTrial, packed=packed, goal=goal, epochs=epochs)
+
+
+class CompressionTrial(tune.Trainable):
+    """One trial: see `compression_trainable`, which makes it."""
+
+    def setup(self, config: dict[str, Any], packed: Any, goal: Goal, epochs: int) -> None:
+        """Unpacks the task, once in a worker's life, and checks the config."""
+        import torch
+
+        from ray_nascomp.tasks.transport import unpack
+
+        threads = int(self.trial_resources.required_resources.get("CPU", 1)) if self.trial_resources else 1
+        torch.set_num_threads(max(1, threads))
+        self._task, self._costs = unpack(packed)
+        self._goal = goal
+        self._epochs = epochs
+        self._start(config)
+
+    def step(self) -> dict[str, Any]:
+        """Takes the next step; after the last one says that the trial is done."""
+        if self._run.is_done:
+            return dict(_FINISHED)
+        metrics = self._run.step().metrics
+        if self._run.is_done:
+            # The file is kept with the result that it was measured for.
+            metrics = {**metrics, "should_checkpoint": True}
+        return metrics
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Goes on with another config in the same worker."""
+        self._start(new_config)
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes the run: model.onnx, model.safetensors, manifest.json."""
+        self._run.save(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """Goes on where a saved run was; the config stays the trial's own."""
+        self._start(self.config)
+        self._run.restore(Path(checkpoint))
+
+    def _start(self, config: dict[str, Any]) -> None:
+        from ray_nascomp.pipeline import CompressionRun
+
+        self._run = CompressionRun(self._task, config, self._epochs, self._goal, self._costs)
