@@ -47,7 +47,27 @@ _EXPORTS = {
     "when": "space",
 }
 
-__all__ = sorted(_EXPORTS)
+__all__ = [
+    "CompressionPlan",
+    "ConfigError",
+    "Constraint",
+    "CostModel",
+    "Goal",
+    "InfeasibleError",
+    "ModelSpec",
+    "Objective",
+    "Observation",
+    "Results",
+    "Task",
+    "bits",
+    "compress",
+    "compress_steps",
+    "compression_space",
+    "compression_trainable",
+    "rank",
+    "sparsity",
+    "when",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -62,11 +62,7 @@ class CompressionTrial(tune.Trainable):
         """Takes the next step; after the last one says that the trial is done."""
         if self._run.is_done:
             return dict(_FINISHED)
-        metrics = self._run.step().metrics
-        if self._run.is_done:
-            # The file is kept with the result that it was measured for.
-            metrics = {**metrics, "should_checkpoint": True}
-        return metrics
+        return dict(self._run.step().metrics)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Goes on with another config in the same worker."""

@@ -213,7 +213,7 @@ class CompressionRun:
 
 
 def compress_steps(task: Task, config: Mapping[str, Any], epochs: int = 8, goal: Goal | None = None) -> Iterator[Step]:
-    """Carries out a config step by step: `for step in compress_steps(...): tune.report(step.metrics)`.
+    """Carries out a config and yields after every step, for a loop that reports `step.metrics`.
 
     Args:
         task: The task.
