@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 _FLOAT_BYTES = 4
 # Measured on exported files: a node, its names and the headers of its tensors.
-_BYTES_A_LAYER = 170
-_BYTES_A_QUANTIZED_LAYER = 790
-_BYTES_A_FILE = 500
+_BYTES_A_LAYER = 255
+_BYTES_A_QUANTIZED_LAYER = 520
+_BYTES_A_FILE = 60
 
 
 @dataclass(frozen=True)

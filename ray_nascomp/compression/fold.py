@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from ray_nascomp.compression.graph import replace_module
 from ray_nascomp.tasks.calling import call
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -61,10 +62,5 @@ def fold_batch_norm(model: nn.Module, example_inputs: Any) -> None:
         layer.eval()
         normalisation.eval()
         fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        _replace(model, producer, fuse(layer, normalisation).train(training))
-        _replace(model, norm, nn.Identity())
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+        replace_module(model, producer, fuse(layer, normalisation).train(training))
+        replace_module(model, norm, nn.Identity())

@@ -31,6 +31,7 @@ def dependency_graph(model: nn.Module, example_inputs: Any) -> tp.DependencyGrap
         UntraceableModelError: If the model cannot be traced, or not within `TRACE_SECONDS`.
     """
     # torch-pruning follows the autograd graph, so every parameter must take part in it.
+    stand_ins = _stand_in_for_recurrent_layers(model)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(parameter.is_floating_point())
@@ -50,6 +51,8 @@ def dependency_graph(model: nn.Module, example_inputs: Any) -> tp.DependencyGrap
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+        for name, layer in stand_ins.items():
+            replace_module(model, name, layer)
 
 
 def build_graph(model: nn.Module, example_inputs: Any) -> tuple[tuple[GroupSpec, ...], dict[str, str], InGroups]:
@@ -76,9 +79,11 @@ def build_graph(model: nn.Module, example_inputs: Any) -> tuple[tuple[GroupSpec,
         others: list[str] = []
         for dependency, indices in members:
             name = names.get(dependency.target.module)
+            module = dependency.target.module
+            # Bare parameters and recurrent layers are not resized.
+            regular = regular and not isinstance(module, (nn.Parameter, _RecurrentStandIn))
             if name is None:
                 continue
-            module = dependency.target.module
             pruner = graph.get_pruner_of_module(module)
             depthwise = isinstance(module, _CONVOLUTIONS) and module.groups > 1 and module.groups == module.out_channels
             if isinstance(module, _CONVOLUTIONS) and module.groups > 1 and not depthwise:
@@ -88,8 +93,6 @@ def build_graph(model: nn.Module, example_inputs: Any) -> tuple[tuple[GroupSpec,
             elif isinstance(module, _PRODUCERS):
                 producers.append(name)
                 regular = regular and len(indices) == width
-            elif isinstance(module, nn.RNNBase):
-                regular = False
             elif next(module.parameters(recurse=False), None) is not None:
                 others.append(name)
                 regular = regular and len(indices) == width
@@ -156,6 +159,40 @@ def _runs_without(model: nn.Module, example_inputs: Any, names: list[str]) -> bo
             return call(smaller, example_inputs).shape == expected
     except (RuntimeError, ValueError, IndexError):
         return False
+
+
+class _RecurrentStandIn(nn.Module):
+    """A matrix product in place of a recurrent layer, whose autograd graph torch-pruning cannot follow."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.directions = 2 if layer.bidirectional else 1
+        self.layers = layer.num_layers
+        self.hidden = layer.proj_size or layer.hidden_size
+        self.batch_first = layer.batch_first
+        self.has_cell = isinstance(layer, nn.LSTM)
+        self.mix = nn.Parameter(torch.ones(layer.input_size, self.hidden * self.directions))
+
+    def forward(self, inputs: torch.Tensor, _state: Any = None) -> tuple[torch.Tensor, Any]:
+        """Outputs and last state, shaped as the recurrent layer's."""
+        outputs = inputs @ self.mix
+        last = outputs.mean(1 if self.batch_first else 0)[:, : self.hidden]
+        state = last.expand(self.layers * self.directions, *last.shape)
+        return outputs, (state, state) if self.has_cell else state
+
+
+def _stand_in_for_recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Replaces recurrent layers; returns the originals by name."""
+    originals = {name: module for name, module in model.named_modules() if isinstance(module, nn.RNNBase) and name}
+    for name, module in originals.items():
+        replace_module(model, name, _RecurrentStandIn(module))
+    return originals
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module in the place of another."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 @contextmanager

@@ -33,6 +33,11 @@ class Candidate:
     masks: dict[str, Tensor]
 
     @property
+    def is_changed(self) -> bool:
+        """Whether the network differs from the task's own model."""
+        return bool(self.plan.architecture or self.removed or self.masks)
+
+    @property
     def removed_counts(self) -> dict[str, int]:
         """Group name -> number of removed channels."""
         return {name: len(indices) for name, indices in self.removed.items()}

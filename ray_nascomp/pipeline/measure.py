@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ray_nascomp.compression.fold import fold_batch_norm
+from ray_nascomp.deployment.compact import compact
 from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.qdq import insert_quantization, unfollowed_convolutions
 from ray_nascomp.deployment.runtime import Latency, compare_latency, make_session, session_predictor
@@ -45,7 +46,7 @@ def baseline_of(task: Task) -> Baseline:
     if task not in _baselines:
         network = copy.deepcopy(task.model).cpu().eval()
         fold_batch_norm(network, task.example_inputs)
-        content = export_onnx(network, task.example_inputs, task.input_names).SerializeToString()
+        content = compact(export_onnx(network, task.example_inputs, task.input_names))
         session = make_session(content)
         value = task.evaluate(session_predictor(session, task.input_names))
         _baselines[task] = Baseline(value, content, session)
@@ -169,7 +170,7 @@ def make_artifact(
     """
     if simulation.calibration:
         proto = insert_quantization(proto, weights_of(candidate, folded), simulation.calibration)
-    content = proto.SerializeToString()
+    content = compact(proto)
     session = make_session(content)
     value, outputs = evaluate_with_outputs(session, task)
     error = float((outputs - simulation.outputs).norm() / simulation.outputs.norm().clamp(min=1e-12))

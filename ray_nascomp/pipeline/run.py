@@ -117,7 +117,8 @@ class CompressionRun:
     def _compress(self) -> Measurement:
         with self._clock("prune"):
             self.candidate = candidate = make_candidate(self.task, self.plan)
-            reestimate_batch_norm(candidate.network, self.task.calibration_batches())
+            if candidate.is_changed:
+                reestimate_batch_norm(candidate.network, self.task.calibration_batches())
             self._trainer.masks = candidate.masks
         simulation, self._first = self._export()
         self.artifact = self._first

@@ -83,7 +83,12 @@ class _Unpacker(pickle.Unpickler):
             with warnings.catch_warnings():
                 # torch warns that the array is read-only; nothing writes to it before cloning.
                 warnings.simplefilter("ignore", UserWarning)
-                tensor = torch.from_numpy(self._arrays[index]).view(getattr(torch, dtype)).reshape(shape)
+                tensor = (
+                    torch.frombuffer(self._arrays[index], dtype=getattr(torch, dtype))
+                    if self._arrays[index].size
+                    else torch.empty(0, dtype=getattr(torch, dtype))
+                )
+                tensor = tensor.reshape(shape)
             if is_parameter:
                 tensor = nn.Parameter(tensor, requires_grad=requires_grad)
             self._made[index] = tensor

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import ray_nascomp as nc
+from ray_nascomp.deployment.runtime import make_session, run_session
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.pipeline import CompressionRun
+
+PLAN = {
+    "prune": {"method": "l2_norm", "sparsity": 0.5},
+    "finetune": {"lr": 3e-3, "distill": {"weight": 0.5}},
+    "quantize": {"method": "ptq", "bits": 8},
+}
+
+
+def test_every_step_reports_the_same_finite_keys(digits_task):
+    steps = list(nc.compress_steps(digits_task, PLAN, epochs=2))
+    infeasible = nc.compress(digits_task, {"prune": {"sparsity": 0.98}}, epochs=2).metrics
+    assert [step.metrics["stage"] for step in steps] == ["compressed", "finetuned", "exported"]
+    assert [step.metrics["final"] for step in steps] == [False, False, True]
+    assert [step.artifact is not None for step in steps] == [True, False, True]
+    for metrics in (*(step.metrics for step in steps), infeasible):
+        assert metrics.keys() == steps[0].metrics.keys()
+        assert all(math.isfinite(v) for v in metrics.values() if isinstance(v, float))
+    assert not infeasible["feasible"]
+    assert "would leave none" in infeasible["reason"]
+
+
+def test_the_last_report_is_measured_on_the_exported_file(digits, digits_task):
+    step = nc.compress(digits_task, PLAN, epochs=2)
+    inputs, targets = digits["val"]
+    outputs = run_session(make_session(step.artifact.content), inputs, digits_task.input_names)
+    assert step.metrics["accuracy"] == pytest.approx((outputs.argmax(1) == targets.numpy()).mean())
+    assert step.metrics["size_mb"] == len(step.artifact.content) / 1e6
+    assert step.metrics["params"] == sum(p.numel() for p in step.run.candidate.network.parameters())
+
+
+@pytest.mark.parametrize("method", ["ptq", "qat"])
+def test_exported_integers_agree_with_nnis_simulation(digits, digits_task, method):
+    from ray_nascomp.pipeline import measure
+
+    config = {**PLAN, "quantize": {"method": method, "bits": 8}}
+    run = CompressionRun(digits_task, config, epochs=2)
+    while not run.is_done:
+        step = run.step()
+    folded = measure.folded_copy(run.candidate, digits_task)
+    if method == "ptq":
+        simulated = measure.simulate(run.candidate, folded, digits_task, run.outputs).outputs
+        found = run_session(make_session(step.artifact.content), digits["val"][0], digits_task.input_names)
+        assert (simulated.argmax(1).numpy() == found.argmax(1)).mean() >= 0.99
+    assert step.metrics["export_error"] < 0.03
+    graph = onnx.load_from_string(step.artifact.content).graph
+    integers = [i for i in graph.initializer if i.name.endswith(".weight_q")]
+    assert len(integers) == len(digits_task.spec.compressible_layers)
+    assert all(np.abs(onnx.numpy_helper.to_array(i)).max() <= 63 for i in integers)
+
+
+def test_layers_of_32_bits_stay_in_floating_point(digits_task):
+    step = nc.compress(digits_task, {"quantize": {"bits": {"*": 8, "head": 32, "stem.0": 32}}}, epochs=0)
+    names = {i.name for i in onnx.load_from_string(step.artifact.content).graph.initializer}
+    assert "first.0.weight_q" in names
+    assert "head.weight_q" not in names
+    assert "stem.0.weight_q" not in names
+
+
+def test_the_identity_plan_gives_the_tasks_own_model(digits, digits_task):
+    step = nc.compress(digits_task, {}, epochs=0)
+    outputs = run_session(make_session(step.artifact.content), digits["val"][0], digits_task.input_names)
+    with torch.no_grad():
+        expected = digits_task.model.eval()(digits["val"][0]).numpy()
+    assert np.abs(outputs - expected).max() < 1e-4
+    assert step.metrics["params_ratio"] == 1
+    assert step.metrics["accuracy_drop"] == 0
+
+
+def test_the_same_plan_gives_the_same_result(digits_task):
+    results = [nc.compress(digits_task, PLAN, epochs=2) for _ in range(2)]
+    assert results[0].artifact.content == results[1].artifact.content
+    assert results[0].metrics["accuracy"] == results[1].metrics["accuracy"]
+
+
+@pytest.mark.parametrize("method", ["ptq", "qat"])
+@pytest.mark.parametrize("interrupted_after", [1, 2, 4])
+def test_a_restored_run_equals_the_uninterrupted_one(digits_task, tmp_path, method, interrupted_after):
+    config = {**PLAN, "quantize": {"method": method, "bits": 8}}
+    whole = [step.metrics["accuracy"] for step in nc.compress_steps(digits_task, config, epochs=4)]
+    content = nc.compress(digits_task, config, epochs=4).artifact.content
+    first = CompressionRun(digits_task, config, epochs=4)
+    for _ in range(interrupted_after):
+        first.step()
+    first.save(tmp_path)
+    second = CompressionRun(digits_task, config, epochs=4)
+    second.restore(tmp_path)
+    values = []
+    while not second.is_done:
+        values.append(second.step().metrics["accuracy"])
+    assert values == whole[interrupted_after:]
+    assert second.artifact.content == content
+
+
+def test_a_saved_run_is_readable_without_pickle(digits_task, tmp_path):
+    step = nc.compress(digits_task, PLAN, epochs=1)
+    step.save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["config"] == PLAN
+    assert (tmp_path / "model.onnx").read_bytes() == step.artifact.content
+    table = {row["name"]: row for row in manifest["layers"]}
+    assert table["first.0"]["sparsity"] == 0.5
+    assert table["first.0"]["params_after"] == table["first.0"]["params_before"] / 4
+    assert sum(row["params_after"] for row in manifest["layers"]) == step.metrics["params"]
+
+
+def test_restoring_from_another_task_or_from_rubbish_is_refused(digits, digits_task, tmp_path):
+    from networks import PlainNet
+
+    nc.compress(digits_task, PLAN, epochs=0).save(tmp_path)
+    other = CompressionRun(nc.Task(PlainNet(), digits["train"], digits["val"]), {}, epochs=0)
+    with pytest.raises(ConfigError, match="another task"):
+        other.restore(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"manifest\.json"):
+        other.restore(tmp_path)
+
+
+def test_nan_weights_are_an_infeasible_result_and_other_errors_surface(digits, monkeypatch):
+    from networks import PlainNet
+
+    from ray_nascomp.pipeline import run as run_module
+
+    network = PlainNet()
+    task = nc.Task(network, digits["train"], digits["val"])
+    exploding = {"finetune": {"lr": 1e30}}
+    metrics = nc.compress(task, exploding, epochs=1).metrics
+    assert not metrics["feasible"]
+    assert "not finite" in metrics["reason"]
+
+    def planted(*_arguments):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(run_module, "make_candidate", planted)
+    with pytest.raises(RuntimeError, match="planted"):
+        nc.compress(task, PLAN, epochs=1)
+
+
+def test_negative_epochs_are_refused(digits_task):
+    with pytest.raises(ConfigError, match="epochs: -1"):
+        nc.compress(digits_task, {}, epochs=-1)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import cloudpickle
+import numpy as np
+import pytest
+import torch
+from networks import PlainNet
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import ray_nascomp as nc
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.tasks.transport import Packed, pack, unpack
+
+X, Y = torch.randn(40, 1, 8, 8), torch.arange(40) % 10
+
+
+class Augmented(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return {"x": X[index], "labels": Y[index]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [(X, Y), TensorDataset(X, Y), DataLoader(TensorDataset(X, Y), batch_size=7), Augmented(), [(X[0], 1), (X[1], 2)]],
+)
+def test_data_comes_in_many_forms(data):
+    task = nc.Task(PlainNet(), data, data, batch_size=8)
+    inputs, targets = next(task.train_batches(0))
+    assert len(targets) == min(8, len(task.train_data))
+    assert 0 <= task.evaluate(task.predict(task.model)) <= 1
+    assert set(task.input_names) == {"x"}
+    assert isinstance(inputs, (torch.Tensor, dict))
+
+
+def test_the_metric_is_over_all_samples_and_takes_any_function():
+    def error_rate(outputs, targets):
+        return (outputs.argmax(1) != targets).float().mean().item()
+
+    task = nc.Task(PlainNet(), (X, Y), (X, Y), metric=error_rate, mode="min")
+    accuracy = nc.Task(task.model, (X, Y), (X, Y))
+    predict = task.predict(task.model)
+    assert task.metric == "error_rate"
+    assert task.evaluate(predict) == pytest.approx(1 - accuracy.evaluate(predict))
+    assert task.drop(0.3, 0.1) == pytest.approx(0.2)
+    assert accuracy.drop(0.3, 0.1) == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"val_data": (X[:0], Y[:0])}, "val_data: it is empty"),
+        ({"train_data": 5}, "train_data: int was given"),
+        ({"metric": "f1"}, "metric: 'f1'"),
+        ({"mode": "up"}, "'up'"),
+        ({"build": lambda architecture: PlainNet()}, "builder and its dimensions"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"model": "resnet"}, "model: a str"),
+    ],
+)
+def test_mistakes_are_named(arguments, says):
+    with pytest.raises(ConfigError, match=says):
+        nc.Task(**{"model": PlainNet(), "train_data": (X, Y), "val_data": (X, Y), **arguments})
+
+
+def test_calibration_comes_from_training_data_and_never_from_validation():
+    task = nc.Task(PlainNet(), (torch.ones(40, 1, 8, 8), Y), (torch.zeros(40, 1, 8, 8), Y))
+    assert all((inputs == 1).all() for inputs, _ in task.calibration_batches())
+    task = nc.Task(PlainNet(), (X, Y), (X, Y), calibration_data=(torch.full((4, 1, 8, 8), 2.0), Y[:4]))
+    assert all((inputs == 2).all() for inputs, _ in task.calibration_batches())
+
+
+def test_workers_do_not_get_the_test_set_and_share_memory():
+    task = nc.Task(PlainNet(), (X, Y), (X, Y), test_data=(X, Y))
+    packed = pack(task)
+    copy = unpack(Packed(packed.skeleton, packed.arrays))
+    assert copy.test_data is None
+    assert copy.fingerprint == task.fingerprint
+    weight, original = copy.model.hidden.weight, task.model.hidden.weight
+    assert weight.data_ptr() == original.data_ptr()
+    assert len(packed.skeleton) < 30_000
+    assert copy.train_data.head(2)[0].data_ptr() != 0
+
+
+def test_packing_keeps_ties_types_and_gradients():
+    a = torch.nn.Parameter(torch.randn(3).bfloat16(), requires_grad=False)
+    value = unpack(pack({"a": a, "b": a, "c": torch.arange(4)[::2], "empty": torch.zeros(0, 3)}))
+    assert value["a"] is value["b"]
+    assert value["a"].dtype is torch.bfloat16
+    assert not value["a"].requires_grad
+    assert value["c"].tolist() == [0, 2]
+    assert value["empty"].shape == (0, 3)
+    assert np.frombuffer(cloudpickle.dumps(pack(a)), np.uint8).size > 0
+
+
+def test_weights_are_inherited_by_overlap():
+    from ray import tune
+
+    space = {"width": tune.choice([4, 8]), "depth": tune.choice([1, 2])}
+
+    def build(architecture):
+        return PlainNet((architecture["width"], 12)[: architecture["depth"]])
+
+    task = nc.Task(PlainNet((8, 12)), (X, Y), (X, Y), build=build, architecture=space)
+    network = task.network({"width": 4, "depth": 2})
+    assert torch.equal(network.blocks[0][0].weight, task.model.blocks[0][0].weight[:4])
+    assert torch.equal(network.blocks[1][0].weight, task.model.blocks[1][0].weight[:, :4])
+    with pytest.raises(ConfigError, match="'height' is unknown"):
+        task.network({"height": 4})
+    with pytest.raises(ConfigError, match="no builder"):
+        nc.Task(PlainNet(), (X, Y), (X, Y)).network({"width": 4})

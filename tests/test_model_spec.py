@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import NETWORKS
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ray_nascomp import ModelSpec
+from ray_nascomp.costs import layer_costs
+from ray_nascomp.errors import UntraceableModelError
+
+INPUTS = torch.randn(2, 1, 8, 8)
+
+
+def spec_of(kind: str) -> ModelSpec:
+    return ModelSpec.from_model(NETWORKS[kind](), INPUTS)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_dense_costs_are_those_of_the_network(kind):
+    network = NETWORKS[kind]().eval()
+    spec = ModelSpec.from_model(network, INPUTS)
+    costs = layer_costs(spec, {}, lambda _: 32)
+    assert sum(c.params for c in costs) + spec.extra_params == sum(p.numel() for p in network.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        network(INPUTS)
+    assert sum(c.macs for c in costs) + spec.extra_macs == counter.get_total_flops() // 2 // len(INPUTS)
+
+
+def test_residual_channels_are_one_group_and_the_depthwise_convolution_belongs_to_it():
+    groups = {g.name: g for g in spec_of("residual").groups}
+    assert set(groups["stem.0"].layers) == {"stem.0", "second.0", "depthwise.0"}
+    assert groups["stem.0"].prunable
+    assert groups["first.0"].layers == ("first.0",)
+    assert not groups["head"].prunable
+
+
+def test_a_concatenation_has_two_input_groups():
+    layers = {layer.name: layer for layer in spec_of("concat").layers}
+    assert dict(layers["merge.0"].in_groups) == {"left.0": 1, "right.0": 1}
+
+
+def test_a_flatten_gives_several_inputs_a_channel():
+    layers = {layer.name: layer for layer in spec_of("plain").layers}
+    assert layers["hidden"].in_groups == (("blocks.1.0", 16),)
+
+
+def test_batch_normalisations_know_their_convolution():
+    layers = {layer.name: layer for layer in spec_of("residual").layers}
+    assert layers["second.1"].folds_into == "second.0"
+    assert layers["head"].folds_into is None
+
+
+def test_spec_survives_json_and_is_small():
+    spec = spec_of("residual")
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    assert len(spec.to_json()) < 5000
+
+
+def test_tracing_leaves_the_model_as_it_was():
+    network = NETWORKS["residual"]().train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    ModelSpec.from_model(network, INPUTS)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_view_into_heads_makes_a_group_unprunable():
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(64, 32)
+            self.out = nn.Linear(32, 10)
+
+        def forward(self, x):
+            heads = self.project(x.flatten(1)).view(-1, 4, 8).softmax(-1)
+            return self.out(heads.reshape(-1, 32))
+
+    assert ModelSpec.from_model(Heads(), INPUTS).prunable_groups == ()
+
+
+def test_a_model_that_does_not_run_is_refused_with_the_reason():
+    with pytest.raises(UntraceableModelError, match="example inputs"):
+        ModelSpec.from_model(nn.Linear(5, 2), INPUTS)

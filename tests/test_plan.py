@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+from networks import PlainNet
+
+import ray_nascomp as nc
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.plan import CompressionPlan
+
+
+@pytest.fixture(scope="module")
+def spec():
+    import torch
+
+    return nc.ModelSpec.from_model(PlainNet(), torch.randn(2, 1, 8, 8))
+
+
+def test_missing_keys_mean_the_identity(spec):
+    plan = CompressionPlan.from_config({}, spec)
+    assert plan.prune.is_identity
+    assert plan.quantize.is_identity
+    assert plan.architecture == {}
+
+
+def test_keys_outside_the_stages_pass_through(spec):
+    assert CompressionPlan.from_config({"batch": 8}, spec).extra == {"batch": 8}
+
+
+def test_one_value_is_for_all_and_names_override(spec):
+    plan = CompressionPlan.from_config({"prune": {"sparsity": 0.5}, "quantize": {"bits": {"*": 8, "head": 32}}}, spec)
+    assert plan.prune.of("blocks.0.0") == 0.5
+    assert plan.quantize.of("blocks.0.0") == 8
+    assert plan.quantize.of("head") == 32
+
+
+def test_what_does_not_matter_is_left_out_of_the_canonical_form(spec):
+    one = {"prune": {"method": "fpgm", "sparsity": {"blocks.0.0": 0.0}}, "quantize": {"method": "qat", "bits": 32}}
+    other = {"finetune": {"distill": {"weight": 0.0, "temperature": 4.0}}}
+    plans = [CompressionPlan.from_config(config, spec) for config in (one, other, {})]
+    assert plans[0].canonical() == plans[1].canonical() == plans[2].canonical()
+    assert len({plan.seed for plan in plans}) == 1
+    assert CompressionPlan.from_config({"prune": {"sparsity": 0.1}}, spec).seed != plans[0].seed
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"prune": {"sparsity": {"nowhere": 0.5}}}, r"prune.sparsity: group: 'nowhere'.*'blocks.0.0'"),
+        ({"prune": {"sparsity": 1.0}}, r"prune.sparsity.\*: 1.0 was given, a number in \[0, 1\)"),
+        ({"prune": {"sparsity": -0.1}}, r"-0.1 was given"),
+        ({"prune": {"sparsity": float("nan")}}, "nan was given"),
+        ({"prune": {"sparsity": "half"}}, "'half' was given"),
+        ({"prune": {"method": "magnitude"}}, r"prune.method: 'magnitude'.*'l1_norm'"),
+        ({"prune": {"ratio": 0.5}}, r"prune: 'ratio' is unknown; allowed: 'method', 'sparsity'"),
+        ({"prune": 0.5}, "prune: 0.5 was given, a dict"),
+        ({"quantize": {"bits": 3}}, r"quantize.bits.\*.*'ptq': 3 is unknown; allowed: 8, 32"),
+        ({"quantize": {"bits": {"conv": 8}}}, r"layer: 'conv' is unknown"),
+        ({"quantize": {"method": "gptq"}}, "'gptq'"),
+        ({"finetune": {"lr": 0}}, r"finetune.lr: 0 was given, a number in \(0, inf\)"),
+        ({"finetune": {"distill": {"weight": 1.5}}}, "finetune.distill.weight"),
+        ({"finetune": {"distill": {"alpha": 0.5}}}, "'alpha'"),
+    ],
+)
+def test_mistakes_are_named_with_what_is_allowed(spec, config, says):
+    with pytest.raises(ConfigError, match=says):
+        CompressionPlan.from_config(config, spec)
