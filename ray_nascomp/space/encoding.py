@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -24,23 +25,44 @@ class Space:
     """
 
     def __init__(self, param_space: Mapping[str, Any]) -> None:
-        self.dimensions: tuple[Dimension, ...] = ()
-        self._constants: list[tuple[tuple[str, ...], Any]] = []
-        dimensions = []
+        dimensions, constants = [], []
         for path, value in _walk(param_space):
             if isinstance(value, Domain):
                 dimensions.append(Dimension.from_domain(path, value))
             else:
-                self._constants.append((path, value))
+                constants.append((path, value))
+        self._set(dimensions, constants)
+        known = {path for path, _ in constants} | {dimension.path for dimension in dimensions}
+        for dimension in dimensions:
+            if dimension.condition is not None and dimension.condition[0] not in known:
+                raise ConfigError.unknown(
+                    f"condition of {dimension.name}", "/".join(dimension.condition[0]), sorted(map("/".join, known))
+                )
+
+    def _set(self, dimensions: Iterable[Dimension], constants: Iterable[tuple[tuple[str, ...], Any]]) -> None:
         self.dimensions = tuple(dimensions)
-        paths = {dimension.path for dimension in self.dimensions}
-        for dimension in self.dimensions:
-            if dimension.condition is not None and dimension.condition[0] not in paths:
-                constant = dict(self._constants)
-                if dimension.condition[0] not in constant:
-                    raise ConfigError.unknown(
-                        f"condition of {dimension.name}", "/".join(dimension.condition[0]), sorted(map("/".join, paths))
-                    )
+        self._constants = tuple(constants)
+        self._by_path = {dimension.path: dimension for dimension in self.dimensions}
+        self._is_conditional = any(dimension.condition is not None for dimension in self.dimensions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; constants that JSON cannot hold are left out."""
+        constants = [[path, value] for path, value in self._constants if _is_json(value)]
+        return {"dimensions": [asdict(dimension) for dimension in self.dimensions], "constants": constants}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Space:
+        """The space of `to_dict`."""
+        space = cls({})
+        dimensions = []
+        for entry in data["dimensions"]:
+            condition = entry["condition"]
+            if condition is not None:
+                condition = (tuple(condition[0]), tuple(condition[1]))
+            changes = {"path": tuple(entry["path"]), "categories": tuple(entry["categories"]), "condition": condition}
+            dimensions.append(Dimension(**{**entry, **changes}))
+        space._set(dimensions, [(tuple(path), value) for path, value in data["constants"]])
+        return space
 
     def __len__(self) -> int:
         return len(self.dimensions)
@@ -56,9 +78,10 @@ class Space:
             _put(config, path, constant)
         for dimension, value in zip(self.dimensions, values, strict=True):
             _put(config, dimension.path, value)
-        for dimension, active in zip(self.dimensions, self.active(config), strict=True):
-            if not active:
-                _put(config, dimension.path, dimension.canonical)
+        if self._is_conditional:
+            for dimension, active in zip(self.dimensions, self.active(config), strict=True):
+                if not active:
+                    _put(config, dimension.path, dimension.canonical)
         return config
 
     def values(self, config: Mapping[str, Any]) -> list[Any]:
@@ -99,7 +122,8 @@ class Space:
 
     def key(self, config: Mapping[str, Any]) -> str:
         """A text that two configs share exactly where they mean the same."""
-        return json.dumps(self.values(self.to_config(self.values(config))), default=str)
+        values = self.values(config)
+        return json.dumps(self.values(self.to_config(values)) if self._is_conditional else values, default=str)
 
     def _is_active(self, dimension: Dimension, config: Mapping[str, Any]) -> bool:
         if dimension.condition is None:
@@ -107,7 +131,7 @@ class Space:
         path, values = dimension.condition
         if _get(config, path) not in values:
             return False
-        parent = next((d for d in self.dimensions if d.path == path), None)
+        parent = self._by_path.get(path)
         return parent is None or self._is_active(parent, config)
 
 
@@ -124,6 +148,14 @@ def _walk(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
             if isinstance(value, (list, tuple)) and any(isinstance(v, (Domain, Mapping)) for v in value):
                 raise ConfigError(f"{'/'.join(here)}: a list that holds domains cannot be searched; use a dict")
             yield here, value
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _get(config: Mapping[str, Any], path: tuple[str, ...]) -> Any:

@@ -1,0 +1,297 @@
+"""What all searchers share: Tune's contract, known costs, duplicates, records, state on disk.
+
+A searcher of one's own derives from `GoalSearcher` and writes `propose`. A trial's life, seen
+from here: `suggest` gives it a config and makes it pending; `on_trial_result` hears of its
+reports; `on_trial_complete` turns it into an `Observation`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.tune.search import Searcher
+
+from ray_nascomp.errors import ConfigError, InfeasibleError
+from ray_nascomp.goals import Goal
+from ray_nascomp.observations import Observation, Status
+from ray_nascomp.space import Space
+
+CostFunction = Callable[[Mapping[str, Any]], Mapping[str, float]]
+_TRIES = 64
+_RANDOM_TRIES = 2000
+_KNOWN_LIMIT = 20_000
+
+
+class GoalSearcher(Searcher):
+    """A searcher for a goal.
+
+    Args:
+        goal: Objectives and constraints; a metric given to `TuneConfig` does not change them.
+        cost_model: Function from a config to metrics that need no trial, such as
+            `ray_nascomp.CostModel`. It may raise `InfeasibleError`. Configs that break a
+            constraint on such a metric are never suggested. If it has a method
+            `canonical(config)`, configs with equal canonical values are duplicates.
+        seed: Seed of all randomness.
+        points_to_evaluate: Configs to try first. Keys that one leaves out are drawn at random.
+        warm_start: Earlier observations, anything with a method `observations()` such as
+            `Results`, or the path of a state file that `save` has written. Those that do not fit
+            the space are passed over.
+
+    Raises:
+        ConfigError: If an argument is of the wrong kind.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        cost_model: CostFunction | None = None,
+        *,
+        seed: int | None = None,
+        points_to_evaluate: Sequence[Mapping[str, Any]] | None = None,
+        warm_start: Iterable[Observation] | str | Path | Any = None,
+    ) -> None:
+        super().__init__(metric=None, mode=None)
+        if not isinstance(goal, Goal):
+            raise ConfigError(f"goal: {goal!r} was given, a ray_nascomp.Goal is allowed")
+        if cost_model is not None and not callable(cost_model):
+            raise ConfigError(f"cost_model: {cost_model!r} was given, a function config -> metrics is allowed")
+        self.goal = goal
+        self.cost_model = cost_model
+        self.rng = np.random.default_rng(seed)
+        self.observations: list[Observation] = []
+        self._space: Space | None = None
+        self._points = [dict(point) for point in points_to_evaluate or []]
+        self._pending: dict[str, dict[str, Any]] = {}
+        self._reports: dict[str, dict[int, dict[str, Any]]] = {}
+        self._keys: set[str] = set()
+        self._known: dict[str, dict[str, float] | None] = {}
+        self._warm_start = _read_observations(warm_start)
+
+    @abstractmethod
+    def propose(self) -> dict[str, Any]:
+        """The next config, canonical; a duplicate or an unaffordable one is refused and asked again."""
+
+    @property
+    def space(self) -> Space:
+        """The space that is searched.
+
+        Raises:
+            RuntimeError: Before Tune has said what it is.
+        """
+        if self._space is None:
+            raise RuntimeError(
+                f"{type(self).__name__} does not know the search space yet: give it to "
+                "tune.Tuner(..., param_space=...) or call set_search_properties"
+            )
+        return self._space
+
+    @property
+    def pending(self) -> list[dict[str, Any]]:
+        """Configs of the trials that run."""
+        return list(self._pending.values())
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """Takes over Tune's `param_space`; the goal stays what it is.
+
+        Raises:
+            ConfigError: If the space cannot be searched, or the cost model refuses its configs.
+        """
+        if self._space is not None:
+            return False
+        self._space = Space(config)
+        # A wrong name in the space is the user's to know before a trial is spent.
+        self.known_metrics(self._space.sample(np.random.default_rng(0)))
+        for observation in self._warm_start:
+            try:
+                config = self._space.canonical(observation.config)
+            except ConfigError:
+                continue
+            self._record(Observation(**{**vars(observation), "config": config}))
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A config that is neither known nor pending, or `Searcher.FINISHED` if there is none left."""
+        config = self._next_point() or self._next_proposal()
+        if config is None:
+            return Searcher.FINISHED
+        self._pending[trial_id] = config
+        self._keys.add(self.key(config))
+        return config
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Remembers what a running trial reports."""
+        if trial_id in self._pending:
+            self._reports.setdefault(trial_id, {})[_iteration(result)] = self._relevant(result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Turns the trial into an observation."""
+        config = self._pending.pop(trial_id, None)
+        reports = self._reports.pop(trial_id, {})
+        if config is None:
+            return
+        if result is not None:
+            reports[_iteration(result)] = self._relevant(result)
+        last = max(reports, default=0)
+        metrics = reports.get(last, {})
+        if error or not metrics:
+            status = Status.FAILED
+        elif metrics.get("feasible") is False:
+            status = Status.INFEASIBLE
+        elif result is None or metrics.get("final") is False:
+            status = Status.STOPPED
+        else:
+            status = Status.COMPLETED
+        self._record(Observation(trial_id, config, metrics, status, last), reports)
+
+    def key(self, config: Mapping[str, Any]) -> str:
+        """A text that configs with the same meaning share."""
+        canonical = getattr(self.cost_model, "canonical", None)
+        if canonical is None:
+            return self.space.key(config)
+        return json.dumps(canonical(self.space.canonical(config)), sort_keys=True, default=str)
+
+    def is_new(self, config: Mapping[str, Any]) -> bool:
+        """Whether no trial has, or had, a config of the same meaning."""
+        return self.key(config) not in self._keys
+
+    def known_metrics(self, config: Mapping[str, Any]) -> dict[str, float] | None:
+        """What the cost model knows of a config; None if that rules it out."""
+        if self.cost_model is None:
+            return {}
+        key = self.space.key(config)
+        if key not in self._known:
+            if len(self._known) >= _KNOWN_LIMIT:
+                self._known.clear()
+            self._known[key] = self._ask_cost_model(config)
+        return self._known[key]
+
+    def final_observations(self) -> list[Observation]:
+        """Observations whose metrics are final: completed, and of the highest fidelity that was reached.
+
+        A trainable that does not say which report is its last (`final`) ends for Tune alike
+        whether it is through or was stopped early; its length tells.
+        """
+        completed = [o for o in self.observations if o.status is Status.COMPLETED]
+        longest = max((o.fidelity for o in completed), default=0)
+        return [o for o in completed if o.metrics.get("final") is True or o.fidelity >= longest]
+
+    def save(self, checkpoint_path: str) -> None:
+        """Writes the whole state as JSON."""
+        state = {
+            "space": self._space.to_dict() if self._space is not None else None,
+            "observations": [observation.to_dict() for observation in self.observations],
+            "pending": self._pending,
+            "reports": self._reports,
+            "points": self._points,
+            "rng": self.rng.bit_generator.state,
+            "own": self.own_state(),
+        }
+        Path(checkpoint_path).write_text(json.dumps(state, default=_plain))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Goes on from what `save` has written."""
+        state = json.loads(Path(checkpoint_path).read_text())
+        if self._space is None and state["space"] is not None:
+            self._space = Space.from_dict(state["space"])
+        self.observations = [Observation.from_dict(entry) for entry in state["observations"]]
+        self._pending = state["pending"]
+        self._reports = {
+            trial_id: {int(iteration): metrics for iteration, metrics in reports.items()}
+            for trial_id, reports in state["reports"].items()
+        }
+        self._points = state["points"]
+        self.rng.bit_generator.state = state["rng"]
+        self.load_own_state(state["own"])
+        if self._space is not None:
+            configs = [*(o.config for o in self.observations), *self._pending.values()]
+            self._keys = {self.key(config) for config in configs}
+
+    def own_state(self) -> dict[str, Any]:
+        """What a searcher keeps beyond the observations, as plain values."""
+        return {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `own_state` has given."""
+
+    def _next_point(self) -> dict[str, Any] | None:
+        while self._points:
+            point = self._points.pop(0)
+            config = self.space.canonical(_merge(self.space.sample(self.rng), point))
+            if self.is_new(config) and self.known_metrics(config) is not None:
+                return config
+        return None
+
+    def _next_proposal(self) -> dict[str, Any] | None:
+        for _ in range(_TRIES):
+            config = self.propose()
+            if self.is_new(config) and self.known_metrics(config) is not None:
+                return config
+        for _ in range(_RANDOM_TRIES):
+            config = self.space.sample(self.rng)
+            if self.is_new(config) and self.known_metrics(config) is not None:
+                return config
+        return None
+
+    def _record(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]] | None = None) -> None:
+        self.observations.append(observation)
+        self._keys.add(self.key(observation.config))
+        self.observed(observation, reports or {observation.fidelity: observation.metrics})
+
+    def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
+        """Called once for every observation, with the trial's reports by training iteration."""
+
+    def _relevant(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = (*self.goal.metrics, "feasible", "final", "reason")
+        return {name: _plain(result[name]) for name in wanted if name in result}
+
+    def _ask_cost_model(self, config: Mapping[str, Any]) -> dict[str, float] | None:
+        assert self.cost_model is not None
+        try:
+            metrics = {name: float(value) for name, value in self.cost_model(config).items()}
+        except InfeasibleError:
+            return None
+        for constraint in self.goal.constraints:
+            value = metrics.get(constraint.metric)
+            if value is not None and constraint.violation(value) > 0:
+                return None
+        return metrics
+
+
+def _iteration(result: Mapping[str, Any]) -> int:
+    value = result.get("training_iteration", 1)
+    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 1
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types: numpy scalars become Python's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        nested = isinstance(value, Mapping) and isinstance(inner, dict)
+        merged[key] = _merge(inner, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def _read_observations(source: Any) -> list[Observation]:
+    if source is None:
+        return []
+    if isinstance(source, (str, Path)):
+        state = json.loads(Path(source).read_text())
+        return [Observation.from_dict(entry) for entry in state["observations"]]
+    if hasattr(source, "observations"):
+        found = source.observations
+        source = found() if callable(found) else found
+    observations = list(source)
+    if not all(isinstance(observation, Observation) for observation in observations):
+        raise ConfigError("warm_start: only Observation values, Results, or a state file's path are allowed")
+    return observations

@@ -1,0 +1,194 @@
+"""Evolution over several objectives, one child at a time, with exact costs and a cheap surrogate.
+
+Survival and parents follow NSGA-II (Deb et al. 2002): constrained non-dominated rank, then
+crowding distance. With `aging` the oldest leave instead, as in regularized evolution (Real et
+al. 2019, arXiv 1802.01548). Ours is that a batch of children is bred for each suggestion and
+screened: known costs enter exactly, a surrogate predicts the rest, and the child that promises
+the most hypervolume is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import moocore
+import numpy as np
+
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.goals import Goal
+from ray_nascomp.observations import Observation
+from ray_nascomp.pareto import hypervolume, ranks
+from ray_nascomp.searchers.base import CostFunction, GoalSearcher
+from ray_nascomp.searchers.operators import crossover, mutate
+from ray_nascomp.searchers.surrogate import NeighbourSurrogate
+
+_CHILDREN = 24
+_INITIAL_DRAWS = 12
+
+
+class EvolutionarySearch(GoalSearcher):
+    """Steady-state multi-objective evolution.
+
+    Args:
+        goal: See `GoalSearcher`.
+        cost_model: See `GoalSearcher`.
+        population_size: Number of results that parents are taken from, 4 or more.
+        initial: Number of random configs before the first child, 2 or more. With a cost model
+            they are spread over the range of costs.
+        aging: Whether the oldest result leaves the population rather than the worst.
+        screening: Whether children are screened by predicted hypervolume before one is tried.
+        role_aware: Whether variation looks at what a dimension decides.
+        seed: See `GoalSearcher`.
+        points_to_evaluate: See `GoalSearcher`.
+        warm_start: See `GoalSearcher`.
+
+    Raises:
+        ConfigError: If an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        cost_model: CostFunction | None = None,
+        *,
+        population_size: int = 32,
+        initial: int = 10,
+        aging: bool = False,
+        screening: bool = True,
+        role_aware: bool = True,
+        seed: int | None = None,
+        points_to_evaluate: Sequence[Mapping[str, Any]] | None = None,
+        warm_start: Iterable[Observation] | str | Path | Any = None,
+    ) -> None:
+        if population_size < 4:
+            raise ConfigError(f"population_size: {population_size!r} was given, 4 or more is allowed")
+        if initial < 2:
+            raise ConfigError(f"initial: {initial!r} was given, 2 or more is allowed")
+        super().__init__(goal, cost_model, seed=seed, points_to_evaluate=points_to_evaluate, warm_start=warm_start)
+        self._population_size = population_size
+        self._initial = initial
+        self._aging = aging
+        self._screening = screening
+        self._role_aware = role_aware
+        self._surrogate: tuple[NeighbourSurrogate, list[str]] | None = None
+
+    def propose(self) -> dict[str, Any]:
+        """A random config at first, then the most promising of a batch of children."""
+        finals = self.final_observations()
+        if len(finals) < 4 or len(self.observations) + len(self._pending) < self._initial:
+            return self._spread()
+        losses = np.stack([self.goal.losses(o.metrics) for o in finals])
+        violations = np.array([self.goal.violation(o.metrics) for o in finals])
+        fitness = _fitness(losses, violations)
+        population = self._survivors(fitness)
+        children = [self._child(finals, fitness, population) for _ in range(_CHILDREN if self._screening else 1)]
+        if not self._screening:
+            return children[0]
+        children = [c for c in children if self.is_new(c) and self.known_metrics(c) is not None]
+        if not children:
+            return self.space.sample(self.rng)
+        return self._most_promising(children, finals, losses, violations)
+
+    def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
+        """The surrogate has something new to learn."""
+        self._surrogate = None
+
+    def _spread(self) -> dict[str, Any]:
+        """A random config, of several the one whose known costs are farthest from all others'."""
+        draws = [self.space.sample(self.rng) for _ in range(_INITIAL_DRAWS if self.cost_model else 1)]
+        draws = [d for d in draws if self.known_metrics(d) is not None] or draws[:1]
+        others = [*(o.config for o in self.observations), *self.pending]
+        costs = [self._known_losses(config) for config in (*draws, *others)]
+        if len(draws) == 1 or not others or not costs[0].size:
+            return draws[0]
+        table = np.stack(costs)
+        span = np.ptp(table, axis=0)
+        table = table / np.where(span > 0, span, 1.0)
+        distances = np.linalg.norm(table[: len(draws), None] - table[None, len(draws) :], axis=2).min(axis=1)
+        return draws[int(np.argmax(distances))]
+
+    def _known_losses(self, config: Mapping[str, Any]) -> np.ndarray:
+        known = self.known_metrics(config) or {}
+        return np.array([known[o.metric] * o.sign for o in self.goal.objectives if o.metric in known])
+
+    def _survivors(self, fitness: np.ndarray) -> np.ndarray:
+        """Positions of the population among the final observations."""
+        if self._aging:
+            return np.arange(max(0, len(fitness) - self._population_size), len(fitness))
+        return np.argsort(fitness, kind="stable")[: self._population_size]
+
+    def _child(self, finals: list[Observation], fitness: np.ndarray, population: np.ndarray) -> dict[str, Any]:
+        first, second = (finals[min(self.rng.choice(population, 2), key=lambda i: fitness[i])].config for _ in range(2))
+        values = self.space.values(first)
+        if self.rng.random() < 0.6:
+            values = crossover(self.rng, values, self.space.values(second))
+        return self.space.to_config(mutate(self.rng, self.space.dimensions, values, self._role_aware))
+
+    def _most_promising(
+        self, children: list[dict[str, Any]], finals: list[Observation], losses: np.ndarray, violations: np.ndarray
+    ) -> dict[str, Any]:
+        """The child with the largest predicted gain in hypervolume, one sample of each prediction."""
+        surrogate, unknown = self._fit(finals)
+        mean, deviation = surrogate.predict(self.space.encode(children))
+        drawn = mean + deviation * self.rng.standard_normal(mean.shape)
+        feasible = losses[violations == 0]
+        front = feasible[moocore.is_nondominated(feasible)] if len(feasible) else losses[:0]
+        every = np.concatenate([losses[np.isfinite(losses).all(axis=1)], front])
+        low, high = every.min(axis=0), every.max(axis=0)
+        span = np.where(high > low, high - low, 1.0)
+        front = (front - low) / span
+        reference = np.full(len(low), 1.1)
+        base = hypervolume(front, reference)
+        best, best_gain = children[0], -np.inf
+        for index, child in enumerate(children):
+            metrics = {**dict(zip(unknown, drawn[index], strict=True)), **(self.known_metrics(child) or {})}
+            violation = self.goal.violation(metrics)
+            point = (self.goal.losses(metrics) - low) / span
+            if violation > 0 or not np.isfinite(point).all():
+                gain = -min(violation, 1e6)
+            else:
+                gain = hypervolume(np.vstack([front, point]), reference) - base
+                if gain <= 0:
+                    gain = -1e-9 * float(np.maximum(point, 0).sum())
+            if gain > best_gain:
+                best, best_gain = child, gain
+        return best
+
+    def _fit(self, finals: list[Observation]) -> tuple[NeighbourSurrogate, list[str]]:
+        """The surrogate of the metrics that the cost model does not know."""
+        if self._surrogate is None:
+            known = self.known_metrics(finals[0].config) or {}
+            unknown = [metric for metric in self.goal.metrics if metric not in known]
+            rows = [[float(o.metrics.get(metric, np.nan)) for metric in unknown] for o in finals]
+            targets = np.array(rows, dtype=float).reshape(len(finals), len(unknown))
+            usable = np.isfinite(targets).all(axis=1)
+            inputs = self.space.encode([o.config for o, use in zip(finals, usable, strict=True) if use])
+            self._surrogate = NeighbourSurrogate(inputs, targets[usable]), unknown
+        return self._surrogate
+
+
+def _fitness(losses: np.ndarray, violations: np.ndarray) -> np.ndarray:
+    """Position of each row by constrained rank, then by crowding distance; 0 is best."""
+    rank = ranks(losses, violations)
+    crowding = np.zeros(len(losses))
+    for level in np.unique(rank):
+        members = np.flatnonzero(rank == level)
+        crowding[members] = _crowding_distance(losses[members])
+    order = np.lexsort((-crowding, rank))
+    fitness = np.empty(len(losses))
+    fitness[order] = np.arange(len(losses))
+    return fitness
+
+
+def _crowding_distance(losses: np.ndarray) -> np.ndarray:
+    """Sum over objectives of the gap between a row's neighbours, infinite at the ends."""
+    distance = np.zeros(len(losses))
+    for column in np.nan_to_num(losses, nan=0.0).T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]]
+        distance[order[[0, -1]]] = np.inf
+        if span > 0 and len(order) > 2:
+            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return distance
