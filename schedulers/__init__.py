@@ -1,0 +1,9 @@
+"""Trial schedulers over several objectives with constraints, for any Ray Tune trainable."""
+
+from ray.tune.schedulers import SCHEDULER_IMPORT
+
+from ray_nascomp.schedulers.pareto_asha import ParetoASHAScheduler
+
+__all__ = ["ParetoASHAScheduler"]
+
+SCHEDULER_IMPORT["pareto_asha"] = ParetoASHAScheduler
