@@ -1,0 +1,6 @@
+"""What a search has found: tables, fronts, plots, a report, and the chosen model."""
+
+from ray_nascomp.results.results import Results
+from ray_nascomp.results.selected import SelectedModel
+
+__all__ = ["Results", "SelectedModel"]

@@ -1,0 +1,1 @@
+"""Conformance suites and table-backed trainables, for users too."""

@@ -1,0 +1,134 @@
+"""An experiment read from its folder: from JSON alone, nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import pyarrow.fs
+
+from ray_nascomp.errors import ConfigError
+
+TrialStatus = Literal["completed", "stopped", "infeasible", "failed", "unfinished"]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        trial_id: Tune's id.
+        config: The config, nested.
+        rows: Its reports, oldest first.
+        status: How it ended.
+        error: Text of the error, "" if there was none.
+        path: The trial's folder, within the experiment's file system.
+        checkpoint: Its last checkpoint's folder, None if there is none.
+    """
+
+    trial_id: str
+    config: Mapping[str, Any]
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    status: TrialStatus = "unfinished"
+    error: str = ""
+    path: str = ""
+    checkpoint: str | None = None
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The last report; empty if there is none."""
+        return self.rows[-1] if self.rows else {}
+
+
+def read_experiment(path: str, filesystem: pyarrow.fs.FileSystem) -> list[TrialRecord]:
+    """All trials of an experiment, in the order of their start.
+
+    Args:
+        path: The experiment's folder.
+        filesystem: Where it lies.
+
+    Raises:
+        ConfigError: If the folder does not exist or holds no trial.
+    """
+    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
+    entries = filesystem.get_file_info(selector)
+    if not entries:
+        raise ConfigError(f"{path} is not the folder of an experiment: it is empty or does not exist")
+    statuses = _tune_statuses(entries, filesystem)
+    records = []
+    for entry in entries:
+        if entry.type is pyarrow.fs.FileType.Directory:
+            record = _read_trial(entry.path, filesystem, statuses)
+            if record is not None:
+                records.append(record)
+    if not records:
+        raise ConfigError(f"{path} holds no trial: none of its folders has a params.json")
+    return sorted(records, key=lambda r: (r.metrics.get("timestamp", 0) - r.metrics.get("time_total_s", 0), r.trial_id))
+
+
+def _read_trial(path: str, filesystem: pyarrow.fs.FileSystem, statuses: Mapping[str, str]) -> TrialRecord | None:
+    names = {
+        PurePosixPath(entry.path).name: entry.path for entry in filesystem.get_file_info(pyarrow.fs.FileSelector(path))
+    }
+    if "params.json" not in names:
+        return None
+    config = _parse(_read(filesystem, names["params.json"]))
+    if not isinstance(config, dict):
+        config = {}
+    rows = []
+    if "result.json" in names:
+        for line in _read(filesystem, names["result.json"]).splitlines():
+            row = _parse(line)  # The last line of an interrupted experiment may be torn.
+            if isinstance(row, dict):
+                rows.append({key: value for key, value in row.items() if key != "config"})
+    error = _read(filesystem, names["error.txt"]).strip() if "error.txt" in names else ""
+    checkpoints = sorted(name for name in names if name.startswith("checkpoint_"))
+    trial_id = str(rows[-1].get("trial_id", "")) if rows else PurePosixPath(path).name
+    status = status_of(rows, statuses.get(trial_id, ""), error)
+    checkpoint = names[checkpoints[-1]] if checkpoints else None
+    return TrialRecord(trial_id, config, rows, status, error if status == "failed" else "", path, checkpoint)
+
+
+def status_of(rows: list[Mapping[str, Any]], tune_status: str, error: str) -> TrialStatus:
+    """How a trial ended, from its reports and what Tune says of it.
+
+    Args:
+        rows: The trial's reports.
+        tune_status: Tune's own status, "" if unknown.
+        error: Text of its error, "" if there was none.
+    """
+    last = rows[-1] if rows else {}
+    if last.get("final") is True or (last and "final" not in last and last.get("done") is True):
+        return "completed" if last.get("feasible", True) is not False else "infeasible"
+    if tune_status == "ERROR" or (error and tune_status != "TERMINATED"):
+        return "failed"
+    if tune_status == "TERMINATED" and rows:
+        return "stopped" if "final" in last else "completed"
+    return "unfinished"
+
+
+def _tune_statuses(entries: list[pyarrow.fs.FileInfo], filesystem: pyarrow.fs.FileSystem) -> dict[str, str]:
+    """Trial id -> status from Tune's newest snapshot; empty if there is none that can be read."""
+    snapshots = sorted(e.path for e in entries if PurePosixPath(e.path).name.startswith("experiment_state-"))
+    state = _parse(_read(filesystem, snapshots[-1])) if snapshots else None
+    statuses = {}
+    for entry in state.get("trial_data", []) if isinstance(state, dict) else []:
+        data = _parse(entry[0]) if isinstance(entry, list) and entry else None
+        if isinstance(data, dict):
+            statuses[str(data.get("trial_id"))] = str(data.get("status"))
+    return statuses
+
+
+def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> str:
+    with filesystem.open_input_stream(path) as stream:
+        return stream.read().decode("utf-8", errors="replace")
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

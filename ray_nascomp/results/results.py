@@ -1,0 +1,289 @@
+"""The results of a search, from a `ResultGrid` or from an experiment's folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.fs
+
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.goals import Constraint, Goal
+from ray_nascomp.observations import Observation, Status
+from ray_nascomp.pareto import front_indices, knee_index, normalised_hypervolume
+from ray_nascomp.results.loading import TrialRecord, read_experiment, status_of
+from ray_nascomp.results.selected import SelectedModel
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from ray.tune import ResultGrid
+
+_OBSERVED = {
+    "completed": Status.COMPLETED,
+    "stopped": Status.STOPPED,
+    "infeasible": Status.INFEASIBLE,
+    "failed": Status.FAILED,
+}
+
+
+class Results:
+    """What a search has found.
+
+    Args:
+        source: What `Tuner.fit` returned, or the folder of an experiment that is finished,
+            running or interrupted: a local path, or a URI that pyarrow knows.
+        goal: Objectives and constraints; read from the experiment if absent.
+
+    Attributes:
+        goal: Objectives and constraints.
+        trials: All trials, in the order of their start.
+        path: The experiment's folder.
+
+    Raises:
+        ConfigError: If the folder holds no experiment, or no goal is given or found.
+    """
+
+    def __init__(self, source: ResultGrid | str | Path, goal: Goal | None = None) -> None:
+        if isinstance(source, (str, Path)):
+            self._filesystem, self.path = _locate(source)
+            self.trials = read_experiment(self.path, self._filesystem)
+        else:
+            self._filesystem, self.path = source.filesystem, source.experiment_path
+            self.trials = _from_grid(source)
+        self.goal = goal or _recorded_goal(self.trials)
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __repr__(self) -> str:
+        counts = pd.Series([trial.status for trial in self.trials]).value_counts()
+        states = ", ".join(f"{count} {status}" for status, count in counts.items())
+        return f"Results({len(self)} trials: {states}; {len(self.front())} on the front)"
+
+    def dataframe(self) -> pd.DataFrame:
+        """One row a trial: trial_id, status, the config's values by path, the last metrics, error."""
+        rows = []
+        for trial in self.trials:
+            metrics = {name: value for name, value in trial.metrics.items() if name not in _INTERNAL}
+            rows.append(
+                {
+                    "trial_id": trial.trial_id,
+                    "status": trial.status,
+                    **flat(trial.config),
+                    **metrics,
+                    "error": trial.error,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def front(self) -> list[TrialRecord]:
+        """Completed, feasible trials that no other dominates, by the first objective, best first."""
+        completed = [trial for trial in self.trials if trial.status == "completed"]
+        front = [completed[i] for i in front_indices(self.goal, [trial.metrics for trial in completed])]
+        return sorted(front, key=lambda trial: self.goal.losses(trial.metrics)[0])
+
+    def pareto_front(self) -> pd.DataFrame:
+        """The rows of `dataframe` that are on the front, by the first objective, best first."""
+        table = self.dataframe().set_index("trial_id", drop=False)
+        return table.loc[[trial.trial_id for trial in self.front()]].reset_index(drop=True)
+
+    def hypervolume(self, reference: Mapping[str, float] | None = None) -> float:
+        """Share of the box between the best and a reference value of each objective that the front dominates.
+
+        Args:
+            reference: Metric -> value that counts as worst. For objectives that are left out, the
+                worst of all completed feasible trials.
+        """
+        losses = self._feasible_losses()
+        if not len(losses):
+            return 0.0
+        return normalised_hypervolume(losses, losses.min(axis=0), self._nadir(losses, reference or {}))
+
+    def best(self, objective: str | None = None, constraints: Sequence[Constraint] = ()) -> SelectedModel:
+        """The model to take.
+
+        Args:
+            objective: Metric of the objective that matters most; the front's knee if absent: the
+                result nearest to the best of everything.
+            constraints: Further constraints on any reported metric.
+
+        Raises:
+            ConfigError: If the objective is not one of the goal's, or no trial fulfils everything.
+        """
+        names = [o.metric for o in self.goal.objectives]
+        if objective is not None and objective not in names:
+            raise ConfigError.unknown("objective", objective, names)
+        wanted = Goal(self.goal.objectives, (*self.goal.constraints, *constraints))
+        completed = [trial for trial in self.trials if trial.status == "completed"]
+        front = [completed[i] for i in front_indices(wanted, [trial.metrics for trial in completed])]
+        if not front:
+            raise ConfigError(self._why_none(completed, wanted))
+        losses = np.stack([wanted.losses(trial.metrics) for trial in front])
+        if objective is None:
+            chosen = front[knee_index(losses)]
+        else:
+            first = names.index(objective)
+            order = np.lexsort((*losses.T, losses[:, first]))
+            chosen = front[int(order[0])]
+        return SelectedModel.from_trial(chosen, self.goal, self._filesystem)
+
+    def observations(self) -> list[Observation]:
+        """The trials as observations, for `warm_start` of a searcher."""
+        return [
+            Observation(
+                trial.trial_id,
+                trial.config,
+                {k: v for k, v in trial.metrics.items() if k not in _INTERNAL},
+                _OBSERVED[trial.status],
+                int(trial.metrics.get("training_iteration", 0)),
+            )
+            for trial in self.trials
+            if trial.status in _OBSERVED
+        ]
+
+    def compare(self, other: Results) -> pd.DataFrame:
+        """Puts this search and another side by side: trials, front, hypervolume in one common box.
+
+        Raises:
+            ConfigError: If the other has other objectives.
+        """
+        if other.goal.objectives != self.goal.objectives:
+            raise ConfigError("compare: the two searches have other objectives")
+        tables = [results._feasible_losses() for results in (self, other)]
+        every = np.concatenate(tables)
+        rows = []
+        for results, losses in zip((self, other), tables, strict=True):
+            volume = 0.0
+            if len(losses):
+                volume = normalised_hypervolume(losses, every.min(axis=0), self._nadir(every, {}))
+            rows.append(
+                {
+                    "path": results.path,
+                    "trials": len(results),
+                    "completed": sum(trial.status == "completed" for trial in results.trials),
+                    "front": len(results.front()),
+                    "hypervolume": volume,
+                }
+            )
+        return pd.DataFrame(rows, index=["this", "other"])
+
+    def history(self) -> pd.DataFrame:
+        """Hypervolume after each completed trial, in the box of all: columns trial, seconds, hypervolume."""
+        completed = sorted(
+            (t for t in self.trials if t.status == "completed"), key=lambda t: t.metrics.get("timestamp", 0)
+        )
+        every = self._feasible_losses()
+        if not len(every):
+            return pd.DataFrame(columns=["trial", "seconds", "hypervolume"])
+        ideal, nadir = every.min(axis=0), self._nadir(every, {})
+        start = min(t.metrics.get("timestamp", 0) - t.metrics.get("time_total_s", 0) for t in completed)
+        rows, losses = [], []
+        for number, trial in enumerate(completed, start=1):
+            if self.goal.is_feasible(trial.metrics):
+                losses.append(self.goal.losses(trial.metrics))
+            volume = normalised_hypervolume(np.array(losses), ideal, nadir) if losses else 0.0
+            seconds = trial.metrics.get("timestamp", 0) - start
+            rows.append({"trial": number, "seconds": seconds, "hypervolume": volume})
+        return pd.DataFrame(rows)
+
+    def plot_front(self) -> go.Figure:
+        """The front among all completed trials, as a Plotly figure."""
+        from ray_nascomp.results.plots import front_figure
+
+        return front_figure(self)
+
+    def plot_history(self) -> go.Figure:
+        """Hypervolume against completed trials, as a Plotly figure."""
+        from ray_nascomp.results.plots import history_figure
+
+        return history_figure(self)
+
+    def plot_parallel(self) -> go.Figure:
+        """Dimensions and objectives in parallel coordinates, as a Plotly figure."""
+        from ray_nascomp.results.plots import parallel_figure
+
+        return parallel_figure(self)
+
+    def report(self, path: str | Path) -> Path:
+        """Writes one HTML file that works offline; returns its path."""
+        from ray_nascomp.results.report import write_report
+
+        return write_report(self, Path(path))
+
+    def _feasible_losses(self) -> np.ndarray:
+        rows = [
+            self.goal.losses(trial.metrics)
+            for trial in self.trials
+            if trial.status == "completed" and self.goal.is_feasible(trial.metrics)
+        ]
+        return np.array(rows, dtype=float).reshape(len(rows), len(self.goal.objectives))
+
+    def _nadir(self, losses: np.ndarray, reference: Mapping[str, float]) -> np.ndarray:
+        worst = losses.max(axis=0)
+        for index, objective in enumerate(self.goal.objectives):
+            if objective.metric in reference:
+                worst[index] = reference[objective.metric] * objective.sign
+        return worst
+
+    def _why_none(self, completed: list[TrialRecord], goal: Goal) -> str:
+        if not completed:
+            statuses = pd.Series([trial.status for trial in self.trials]).value_counts().to_dict()
+            return f"no trial has been completed: {statuses}"
+        nearest = min(completed, key=lambda trial: goal.violation(trial.metrics))
+        values = {c.metric: nearest.metrics.get(c.metric) for c in goal.constraints}
+        bounds = ", ".join(str(constraint) for constraint in goal.constraints)
+        return f"none of {len(completed)} completed trials fulfils {bounds}; the nearest has {values}"
+
+
+_INTERNAL = {
+    "goal", "task", "config", "trial_id", "done", "date", "pid", "hostname", "node_ip", "experiment_tag",
+    "iterations_since_restore", "time_since_restore", "should_checkpoint", "__duplicate__", "checkpoint_dir_name",
+}  # fmt: skip
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as one level, its keys joined by "/"."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            result.update(flat(value, f"{prefix}{key}/"))
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def _locate(source: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
+    text = str(source)
+    if "://" in text:
+        return pyarrow.fs.FileSystem.from_uri(text)
+    return pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
+
+
+def _from_grid(grid: ResultGrid) -> list[TrialRecord]:
+    try:
+        return read_experiment(grid.experiment_path, grid.filesystem)
+    except (ConfigError, OSError):
+        # Without Tune's JSON logger there are no files: the last reports are all there is.
+        return [_record_of(result) for result in grid]
+
+
+def _record_of(result: Any) -> TrialRecord:
+    metrics = {key: value for key, value in (result.metrics or {}).items() if key != "config"}
+    rows = [metrics] if metrics else []
+    error = str(result.error) if result.error else ""
+    status = status_of(rows, "ERROR" if error else "TERMINATED", error)
+    checkpoint = result.checkpoint.path if result.checkpoint else None
+    return TrialRecord(
+        str(metrics.get("trial_id", "")), result.config or {}, rows, status, error, result.path, checkpoint
+    )
+
+
+def _recorded_goal(trials: list[TrialRecord]) -> Goal:
+    for trial in trials:
+        text = trial.metrics.get("goal")
+        if isinstance(text, str):
+            return Goal.from_json(text)
+    raise ConfigError("goal: none was given and the trials do not report one; Results(..., goal=Goal(...)) is needed")

@@ -1,0 +1,173 @@
+"""The chosen model: exported, judged on the test set, trained to the end."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.fs
+
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.goals import Goal
+from ray_nascomp.results.loading import TrialRecord
+
+if TYPE_CHECKING:
+    from ray_nascomp.tasks.base import Task
+
+_MODEL_FILE = "model.onnx"
+
+
+@dataclass(frozen=True)
+class SelectedModel:
+    """One trial's model.
+
+    Attributes:
+        trial_id: Tune's id of the trial.
+        config: What it was made from.
+        metrics: What was measured of it.
+        goal: What the search was after.
+        folder: A local or remote folder with model.onnx, model.safetensors and manifest.json.
+        filesystem: Where the folder lies.
+    """
+
+    trial_id: str
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    goal: Goal
+    folder: str | None
+    filesystem: pyarrow.fs.FileSystem
+
+    @classmethod
+    def from_trial(cls, trial: TrialRecord, goal: Goal, filesystem: pyarrow.fs.FileSystem) -> SelectedModel:
+        """The model of a finished trial."""
+        return cls(trial.trial_id, trial.config, trial.metrics, goal, trial.checkpoint, filesystem)
+
+    def export(self, path: str | Path) -> Path:
+        """Copies the measured files.
+
+        Args:
+            path: A path that ends in ".onnx" gets the ONNX file, any other becomes a folder with
+                model.onnx, model.safetensors and manifest.json.
+
+        Returns:
+            The path.
+
+        Raises:
+            ConfigError: If the trial kept no file.
+        """
+        target = Path(path)
+        if target.suffix == ".onnx":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.content())
+            return target
+        self.content()
+        target.mkdir(parents=True, exist_ok=True)
+        assert self.folder is not None
+        pyarrow.fs.copy_files(self.folder, str(target.resolve()), source_filesystem=self.filesystem)
+        return target
+
+    def content(self) -> bytes:
+        """The ONNX file's bytes.
+
+        Raises:
+            ConfigError: If the trial kept no file.
+        """
+        if self.folder is None:
+            raise ConfigError(
+                f"trial {self.trial_id} has no checkpoint, so there is no file; was checkpoint_at_end switched off?"
+            )
+        path = f"{self.folder}/{_MODEL_FILE}"
+        try:
+            with self.filesystem.open_input_stream(path) as stream:
+                return stream.read()
+        except FileNotFoundError as error:
+            raise ConfigError(f"trial {self.trial_id} was stopped before it exported a file: {path}") from error
+
+    def evaluate(
+        self, test_data: Any = None, *, task: Task | None = None, batch_sizes: Sequence[int] = (1, 32), threads: int = 1
+    ) -> dict[str, float]:
+        """Judges the exported file on the test set, next to the original's file.
+
+        Args:
+            test_data: Samples that the search never saw; the task's own `test_data` if absent.
+            task: The task; found by itself if it is alive in this process.
+            batch_sizes: Batch sizes at which both files are timed.
+            threads: Threads of ONNX Runtime.
+
+        Returns:
+            The metric of the compressed and of the original file, the drop, sizes in megabytes
+            and their ratio, and for each batch size the milliseconds and the speedup.
+
+        Raises:
+            ConfigError: If there is no test data, no task, or no file.
+        """
+        from ray_nascomp.deployment.runtime import compare_latency, make_session, session_predictor
+        from ray_nascomp.pipeline.measure import baseline_of
+        from ray_nascomp.tasks.data import Data
+
+        task = self._task(task)
+        data = Data(test_data, "test_data") if test_data is not None else task.test_data
+        if data is None:
+            raise ConfigError("test_data: none was given and the task has none")
+        content, baseline = self.content(), baseline_of(task)
+        compressed, original = (make_session(c, threads) for c in (content, baseline.content))
+        value = task.evaluate(session_predictor(compressed, task.input_names), data)
+        reference = task.evaluate(session_predictor(original, task.input_names), data)
+        report = {
+            task.metric: value,
+            f"{task.metric}_original": reference,
+            f"{task.metric}_drop": task.drop(value, reference),
+            "size_mb": len(content) / 1e6,
+            "size_mb_original": len(baseline.content) / 1e6,
+            "size_ratio": len(baseline.content) / len(content),
+        }
+        for size in batch_sizes:
+            inputs = data.head(size)[0]
+            latency = compare_latency(original, compressed, inputs, task.input_names)
+            report[f"latency_ms_batch_{size}"] = latency.compressed_ms
+            report[f"latency_ms_original_batch_{size}"] = latency.original_ms
+            report[f"speedup_batch_{size}"] = latency.speedup
+        return report
+
+    def refine(self, epochs: int, *, task: Task | None = None, folder: str | Path | None = None) -> SelectedModel:
+        """Trains the chosen plan to the end, with a longer training than the search could afford.
+
+        The plan starts again from the task's own weights. If the result is no better on the
+        validation data than the trial's, the trial's model is returned.
+
+        Args:
+            epochs: Epochs of the training, 1 or more.
+            task: The task; found by itself if it is alive in this process.
+            folder: Where the files go; a temporary folder if absent.
+
+        Raises:
+            ConfigError: If there is no task, or `epochs` is not allowed.
+        """
+        from ray_nascomp.pipeline import compress
+
+        if epochs < 1:
+            raise ConfigError(f"epochs: {epochs!r} was given, 1 or more is allowed")
+        task = self._task(task)
+        target = Path(folder or tempfile.mkdtemp(prefix="ray-nascomp-refined-"))
+        step = compress(task, self.config, epochs, self.goal)
+        better = task.drop(step.metrics[task.metric], float(self.metrics[task.metric])) <= 0
+        if not step.metrics["feasible"] or not better:
+            return self
+        step.save(target)
+        return SelectedModel(
+            self.trial_id, self.config, step.metrics, self.goal, str(target), pyarrow.fs.LocalFileSystem()
+        )
+
+    def _task(self, task: Task | None) -> Task:
+        from ray_nascomp.tasks.base import find_task
+
+        fingerprint = str(self.metrics.get("task", ""))
+        found = task or find_task(fingerprint)
+        if found is None:
+            raise ConfigError("task: the task is not alive in this process; give it as task=")
+        if found.fingerprint != fingerprint:
+            raise ConfigError(f"task: it is another task ({found.fingerprint}) than the search's ({fingerprint})")
+        return found
