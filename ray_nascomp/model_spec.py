@@ -11,6 +11,7 @@ import copy
 import json
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -154,8 +155,11 @@ def _trace(model: nn.Module, example_inputs: Any) -> ModelSpec:
         if not list(module.children())
     ]
     counter = FlopCounterMode(display=False)
+    # oneDNN's fused recurrent kernels are counted as nothing.
+    has_recurrence = any(isinstance(module, torch.nn.RNNBase) for module in traced.modules())
+    countable = torch.backends.mkldnn.flags(enabled=False) if has_recurrence else nullcontext()
     try:
-        with torch.no_grad(), counter, torch.backends.mkldnn.flags(enabled=False):
+        with torch.no_grad(), counter, countable:
             call(traced, example_inputs)
     except Exception as error:
         raise UntraceableModelError(f"the model does not run on the example inputs: {error}") from error

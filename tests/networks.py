@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ class PlainNet(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (8, 12), hidden: int = 20) -> None:
         super().__init__()
         channels = (1, *widths)
-        self.blocks = nn.Sequential(*(conv(a, b) for a, b in zip(channels, channels[1:], strict=False)))
+        self.blocks = nn.Sequential(*(conv(a, b) for a, b in itertools.pairwise(channels)))
         self.pool = nn.MaxPool2d(2)
         self.hidden = nn.Linear(widths[-1] * 16, hidden)
         self.head = nn.Linear(hidden, 10)
