@@ -1,0 +1,58 @@
+# `make demo` and `make test` need nothing but python3 and make: they make .venv themselves.
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# mypy and import-linter do not follow package-dir in an editable install,
+# so they look at a copy that is installed here, from here.
+LINTED := $(CURDIR)/build/linted
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format check dist clean
+
+help:
+	@echo "make demo    search a small network's compression, and show the front"
+	@echo "make test    all tests but those marked minutes"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make format  ruff's formatter and its safe fixes"
+	@echo "make check   lint and test"
+	@echo "make dist    sdist and wheel, checked"
+	@echo "make clean   remove all that make made"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): a few minutes the first time"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,bayesian,optuna,dev]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/pytest -m "not minutes"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(LINTED) .
+	cd $(LINTED) && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --package ray_nascomp
+	cd $(LINTED) && $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+check: lint test
+
+dist: $(INSTALLED)
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
