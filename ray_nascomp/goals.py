@@ -149,7 +149,7 @@ class Goal:
 
         A metric that is absent or not a finite number gives NaN.
         """
-        values = [_as_float(metrics.get(o.metric)) * o.sign for o in self.objectives]
+        values = [as_float(metrics.get(o.metric)) * o.sign for o in self.objectives]
         return np.array(values, dtype=float)
 
     def violation(self, metrics: Mapping[str, Any]) -> float:
@@ -161,7 +161,7 @@ class Goal:
             return math.inf
         total = 0.0
         for constraint in self.constraints:
-            value = _as_float(metrics.get(constraint.metric))
+            value = as_float(metrics.get(constraint.metric))
             if math.isnan(value):
                 return math.inf
             total += constraint.violation(value)
@@ -214,10 +214,10 @@ class Goal:
 
 
 def _is_finite(value: object) -> bool:
-    return not math.isnan(_as_float(value))
+    return not math.isnan(as_float(value))
 
 
-def _as_float(value: object) -> float:
+def as_float(value: object) -> float:
     """The value as a float; NaN for whatever is not a finite number."""
     if isinstance(value, (bool, str)) or value is None:
         return math.nan

@@ -65,6 +65,7 @@ class GoalSearcher(Searcher):
         self.cost_model = cost_model
         self.rng = np.random.default_rng(seed)
         self.observations: list[Observation] = []
+        self._rows: list[tuple[np.ndarray, np.ndarray, float]] = []
         self._space: Space | None = None
         self._points = [dict(point) for point in points_to_evaluate or []]
         self._pending: dict[str, dict[str, Any]] = {}
@@ -139,10 +140,10 @@ class GoalSearcher(Searcher):
             reports[_iteration(result)] = self._relevant(result)
         last = max(reports, default=0)
         metrics = reports.get(last, {})
-        if error or not metrics:
-            status = Status.FAILED
-        elif metrics.get("feasible") is False:
+        if not error and metrics.get("feasible") is False:
             status = Status.INFEASIBLE
+        elif error or not np.isfinite(self.goal.losses(metrics)).all():
+            status = Status.FAILED
         elif result is None or metrics.get("final") is False:
             status = Status.STOPPED
         else:
@@ -171,15 +172,37 @@ class GoalSearcher(Searcher):
             self._known[key] = self._ask_cost_model(config)
         return self._known[key]
 
-    def final_observations(self) -> list[Observation]:
-        """Observations whose metrics are final: completed, and of the highest fidelity that was reached.
+    def final_positions(self) -> list[int]:
+        """Positions of the observations whose metrics are final: completed, of the highest fidelity reached.
 
         A trainable that does not say which report is its last (`final`) ends for Tune alike
         whether it is through or was stopped early; its length tells.
         """
-        completed = [o for o in self.observations if o.status is Status.COMPLETED]
-        longest = max((o.fidelity for o in completed), default=0)
-        return [o for o in completed if o.metrics.get("final") is True or o.fidelity >= longest]
+        completed = [i for i, o in enumerate(self.observations) if o.status is Status.COMPLETED]
+        longest = max((self.observations[i].fidelity for i in completed), default=0)
+        return [
+            i
+            for i in completed
+            if self.observations[i].metrics.get("final") is True or self.observations[i].fidelity >= longest
+        ]
+
+    def final_observations(self) -> list[Observation]:
+        """The observations at `final_positions`."""
+        return [self.observations[i] for i in self.final_positions()]
+
+    def table(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Observations as arrays.
+
+        Args:
+            positions: Positions among `observations`, n of them.
+
+        Returns:
+            Encoded configs `(n, dimensions)`, losses `(n, objectives)` and violations `(n,)`.
+        """
+        chosen = [self._rows[i] for i in positions]
+        encoded = np.array([row[0] for row in chosen]).reshape(len(chosen), len(self.space))
+        losses = np.array([row[1] for row in chosen]).reshape(len(chosen), len(self.goal.objectives))
+        return encoded, losses, np.array([row[2] for row in chosen], dtype=float)
 
     def save(self, checkpoint_path: str) -> None:
         """Writes the whole state as JSON."""
@@ -211,6 +234,7 @@ class GoalSearcher(Searcher):
         if self._space is not None:
             configs = [*(o.config for o in self.observations), *self._pending.values()]
             self._keys = {self.key(config) for config in configs}
+            self._rows = [self._row(observation) for observation in self.observations]
 
     def own_state(self) -> dict[str, Any]:
         """What a searcher keeps beyond the observations, as plain values."""
@@ -240,8 +264,14 @@ class GoalSearcher(Searcher):
 
     def _record(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]] | None = None) -> None:
         self.observations.append(observation)
+        self._rows.append(self._row(observation))
         self._keys.add(self.key(observation.config))
         self.observed(observation, reports or {observation.fidelity: observation.metrics})
+
+    def _row(self, observation: Observation) -> tuple[np.ndarray, np.ndarray, float]:
+        metrics = observation.metrics
+        encoded = self.space.encode([observation.config])[0]
+        return encoded, self.goal.losses(metrics), self.goal.violation(metrics)
 
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
         """Called once for every observation, with the trial's reports by training iteration."""

@@ -17,7 +17,7 @@ import moocore
 import numpy as np
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.goals import Goal
+from ray_nascomp.goals import Goal, as_float
 from ray_nascomp.observations import Observation
 from ray_nascomp.pareto import hypervolume, ranks
 from ray_nascomp.searchers.base import CostFunction, GoalSearcher
@@ -76,11 +76,11 @@ class EvolutionarySearch(GoalSearcher):
 
     def propose(self) -> dict[str, Any]:
         """A random config at first, then the most promising of a batch of children."""
-        finals = self.final_observations()
-        if len(finals) < 4 or len(self.observations) + len(self._pending) < self._initial:
+        positions = self.final_positions()
+        if len(positions) < 4 or len(self.observations) + len(self._pending) < self._initial:
             return self._spread()
-        losses = np.stack([self.goal.losses(o.metrics) for o in finals])
-        violations = np.array([self.goal.violation(o.metrics) for o in finals])
+        finals = [self.observations[i] for i in positions]
+        encoded, losses, violations = self.table(positions)
         fitness = _fitness(losses, violations)
         population = self._survivors(fitness)
         children = [self._child(finals, fitness, population) for _ in range(_CHILDREN if self._screening else 1)]
@@ -89,7 +89,7 @@ class EvolutionarySearch(GoalSearcher):
         children = [c for c in children if self.is_new(c) and self.known_metrics(c) is not None]
         if not children:
             return self.space.sample(self.rng)
-        return self._most_promising(children, finals, losses, violations)
+        return self._most_promising(children, finals, encoded, losses, violations)
 
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
         """The surrogate has something new to learn."""
@@ -127,10 +127,15 @@ class EvolutionarySearch(GoalSearcher):
         return self.space.to_config(mutate(self.rng, self.space.dimensions, values, self._role_aware))
 
     def _most_promising(
-        self, children: list[dict[str, Any]], finals: list[Observation], losses: np.ndarray, violations: np.ndarray
+        self,
+        children: list[dict[str, Any]],
+        finals: list[Observation],
+        encoded: np.ndarray,
+        losses: np.ndarray,
+        violations: np.ndarray,
     ) -> dict[str, Any]:
         """The child with the largest predicted gain in hypervolume, one sample of each prediction."""
-        surrogate, unknown = self._fit(finals)
+        surrogate, unknown = self._fit(finals, encoded)
         mean, deviation = surrogate.predict(self.space.encode(children))
         drawn = mean + deviation * self.rng.standard_normal(mean.shape)
         feasible = losses[violations == 0]
@@ -156,16 +161,15 @@ class EvolutionarySearch(GoalSearcher):
                 best, best_gain = child, gain
         return best
 
-    def _fit(self, finals: list[Observation]) -> tuple[NeighbourSurrogate, list[str]]:
+    def _fit(self, finals: list[Observation], encoded: np.ndarray) -> tuple[NeighbourSurrogate, list[str]]:
         """The surrogate of the metrics that the cost model does not know."""
         if self._surrogate is None:
             known = self.known_metrics(finals[0].config) or {}
             unknown = [metric for metric in self.goal.metrics if metric not in known]
-            rows = [[float(o.metrics.get(metric, np.nan)) for metric in unknown] for o in finals]
+            rows = [[as_float(o.metrics.get(metric)) for metric in unknown] for o in finals]
             targets = np.array(rows, dtype=float).reshape(len(finals), len(unknown))
             usable = np.isfinite(targets).all(axis=1)
-            inputs = self.space.encode([o.config for o, use in zip(finals, usable, strict=True) if use])
-            self._surrogate = NeighbourSurrogate(inputs, targets[usable]), unknown
+            self._surrogate = NeighbourSurrogate(encoded[usable], targets[usable]), unknown
         return self._surrogate
 
 

@@ -135,8 +135,8 @@ class SelectedModel:
     def refine(self, epochs: int, *, task: Task | None = None, folder: str | Path | None = None) -> SelectedModel:
         """Trains the chosen plan to the end, with a longer training than the search could afford.
 
-        The plan starts again from the task's own weights. If the result is no better on the
-        validation data than the trial's, the trial's model is returned.
+        The plan starts again from the task's own weights. If the result breaks the goal's
+        constraints where the trial's model did not, the trial's model is returned.
 
         Args:
             epochs: Epochs of the training, 1 or more.
@@ -153,8 +153,7 @@ class SelectedModel:
         task = self._task(task)
         target = Path(folder or tempfile.mkdtemp(prefix="ray-nascomp-refined-"))
         step = compress(task, self.config, epochs, self.goal)
-        better = task.drop(step.metrics[task.metric], float(self.metrics[task.metric])) <= 0
-        if not step.metrics["feasible"] or not better:
+        if self.goal.is_feasible(self.metrics) and not self.goal.is_feasible(step.metrics):
             return self
         step.save(target)
         return SelectedModel(

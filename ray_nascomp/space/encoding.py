@@ -160,10 +160,11 @@ def _is_json(value: Any) -> bool:
 
 def _get(config: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     node: Any = config
-    for key in path:
-        if not isinstance(node, Mapping) or key not in node:
-            raise ConfigError(f"{'/'.join(path)}: missing from the config")
-        node = node[key]
+    try:
+        for key in path:
+            node = node[key]
+    except (KeyError, TypeError):
+        raise ConfigError(f"{'/'.join(path)}: missing from the config") from None
     return node
 
 

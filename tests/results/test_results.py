@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from ray import tune
+
+import ray_nascomp as nc
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.observations import Status
+from ray_nascomp.results.loading import status_of
+
+GOAL = nc.Goal([nc.Objective("accuracy"), nc.Objective("cost", "min")], [nc.Constraint("drop", "<=", 0.1)])
+
+
+def row(accuracy, cost, drop=0.0, **more):
+    base = {"accuracy": accuracy, "cost": cost, "drop": drop, "final": True, "feasible": True, "reason": ""}
+    return {**base, "goal": GOAL.to_json(), "training_iteration": 2, "timestamp": 100, "time_total_s": 1, **more}
+
+
+def write_trial(folder: Path, name: str, rows: list[dict], config=None, error: str | None = None, torn: bool = False):
+    path = folder / name
+    path.mkdir(parents=True)
+    config = config or {"a": {"b": 1}, "name": name}
+    (path / "params.json").write_text(json.dumps(config))
+    lines = [json.dumps({**r, "trial_id": name, "config": config}) for r in rows]
+    (path / "result.json").write_text("\n".join(lines) + ('\n{"accuracy": 0.9, "co' if torn else "\n"))
+    if error:
+        (path / "error.txt").write_text(error)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_trial(tmp_path, "good", [row(0.5, 9.0, final=False, timestamp=98), row(0.9, 2.0, timestamp=101)])
+    write_trial(tmp_path, "cheap", [row(0.8, 1.0, timestamp=103)], torn=True)
+    write_trial(tmp_path, "dominated", [row(0.7, 3.0, timestamp=102)])
+    write_trial(tmp_path, "violates", [row(0.99, 0.1, drop=0.5, timestamp=104)])
+    write_trial(tmp_path, "nan", [row(math.nan, 0.1, timestamp=105)])
+    write_trial(tmp_path, "impossible", [row(0.0, 5.0, feasible=False, reason="layer 'x' would be empty")])
+    write_trial(tmp_path, "broken", [], error="Traceback\nRuntimeError: <script>alert(1)</script>")
+    write_trial(tmp_path, "running", [row(0.4, 4.0, final=False)])
+    return tmp_path
+
+
+def test_a_folder_tells_how_each_trial_ended(folder):
+    results = nc.Results(folder)
+    assert results.goal == GOAL
+    assert {t.trial_id: t.status for t in results.trials} == {
+        "good": "completed",
+        "cheap": "completed",
+        "dominated": "completed",
+        "violates": "completed",
+        "nan": "completed",
+        "impossible": "infeasible",
+        "broken": "failed",
+        "running": "unfinished",
+    }
+    table = results.dataframe().set_index("trial_id")
+    assert table.loc["good", "a/b"] == 1
+    assert table.loc["good", "accuracy"] == 0.9
+    assert "RuntimeError" in table.loc["broken", "error"]
+
+
+def test_the_front_is_feasible_and_non_dominated(folder):
+    results = nc.Results(str(folder))
+    assert results.pareto_front()["trial_id"].tolist() == ["good", "cheap"]
+
+
+def test_hypervolume_by_hand(folder):
+    results = nc.Results(folder)
+    # Losses (-.9, 2), (-.8, 1), (-.7, 3); ideal (-.9, 1), nadir (-.7, 3): unit points (0, .5), (.5, 0).
+    assert results.hypervolume() == pytest.approx(0.75)
+    # With a worst cost of 5 and a worst accuracy of .5: (0, .25), (.25, 0).
+    assert results.hypervolume({"cost": 5.0, "accuracy": 0.5}) == pytest.approx(1 - 0.25**2)
+    assert results.history()["hypervolume"].tolist() == pytest.approx([0.5, 0.5, 0.75, 0.75, 0.75])
+
+
+def test_best_is_the_knee_or_an_objectives_best_within_constraints(folder):
+    results = nc.Results(folder)
+    assert results.best("accuracy").trial_id == "good"
+    assert results.best("cost").trial_id == "cheap"
+    assert results.best("accuracy", [nc.Constraint("cost", "<=", 1.5)]).trial_id == "cheap"
+    assert results.best().trial_id in ("good", "cheap")
+    with pytest.raises(ConfigError, match=r"none of 5 completed trials fulfils drop <= 0.1, accuracy >= 0.95"):
+        results.best(constraints=[nc.Constraint("accuracy", ">=", 0.95)])
+    with pytest.raises(ConfigError, match="'speed' is unknown"):
+        results.best("speed")
+
+
+def test_observations_keep_what_a_searcher_can_learn_from(folder):
+    found = {o.trial_id: o.status for o in nc.Results(folder).observations()}
+    assert found["good"] is Status.COMPLETED
+    assert found["impossible"] is Status.INFEASIBLE
+    assert found["broken"] is Status.FAILED
+    assert "running" not in found
+
+
+def test_a_search_compares_with_another_in_one_box(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_trial(other, "only", [row(0.8, 2.0)])
+    table = nc.Results(folder).compare(nc.Results(other))
+    assert table.loc["this", "hypervolume"] == pytest.approx(0.75)
+    assert table.loc["other", "hypervolume"] == pytest.approx(0.25)
+
+
+def test_the_report_is_one_safe_file(folder):
+    path = nc.Results(folder).report(folder / "out" / "report.html")
+    text = path.read_text()
+    assert path.stat().st_size < 6e6
+    assert "<script>alert(1)</script>" not in text
+    assert "RuntimeError: &lt;script&gt;" in text
+    assert "layer &#39;x&#39; would be empty" in text
+    page = text[text.index("</style>") :].split("<body>")[1]
+    assert "http://" not in page
+    assert "src=" not in page
+
+
+@pytest.mark.parametrize("figure", ["plot_front", "plot_history", "plot_parallel"])
+def test_figures_hold_the_trials(folder, figure):
+    drawn = getattr(nc.Results(folder), figure)()
+    assert sum(len(trace.x) if hasattr(trace, "x") else len(trace.dimensions[0]["values"]) for trace in drawn.data) == 5
+
+
+def test_a_report_without_any_completed_trial_still_opens(tmp_path):
+    write_trial(tmp_path, "running", [row(0.4, 4.0, final=False)])
+    results = nc.Results(tmp_path)
+    assert results.hypervolume() == 0
+    assert "No trial has completed" in results.report(tmp_path / "report.html").read_text()
+    with pytest.raises(ConfigError, match="no trial has been completed"):
+        results.best()
+
+
+def test_folders_that_hold_no_experiment_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not the folder of an experiment"):
+        nc.Results(tmp_path / "nowhere")
+    (tmp_path / "file").mkdir()
+    with pytest.raises(ConfigError, match="holds no trial"):
+        nc.Results(tmp_path)
+    write_trial(tmp_path, "goalless", [{"accuracy": 1.0}])
+    with pytest.raises(ConfigError, match="goal: none was given"):
+        nc.Results(tmp_path)
+
+
+def test_a_trial_without_files_says_so(folder):
+    best = nc.Results(folder).best("cost")
+    with pytest.raises(ConfigError, match="has no checkpoint"):
+        best.export(folder / "model.onnx")
+    with pytest.raises(ConfigError, match="task="):
+        best.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("rows", "tune_status", "error", "expected"),
+    [
+        ([{"final": True}], "", "", "completed"),
+        ([{"done": True}], "TERMINATED", "", "completed"),
+        ([{"final": False, "done": True}], "TERMINATED", "", "stopped"),
+        ([{"final": True, "feasible": False}], "TERMINATED", "", "infeasible"),
+        ([{"final": False}], "ERROR", "boom", "failed"),
+        ([{"final": True}], "TERMINATED", "an earlier try failed", "completed"),
+        ([], "", "", "unfinished"),
+    ],
+)
+def test_status_follows_from_reports_and_tune(rows, tune_status, error, expected):
+    assert status_of(rows, tune_status, error) == expected
+
+
+def objective(config):
+    if config["x"] > 0.9:
+        raise RuntimeError("too large")
+    tune.report({"accuracy": config["x"], "cost": config["x"] ** 2, "drop": 0.0})
+
+
+def test_grid_and_folder_agree(ray_session, tmp_path):
+    from ray_nascomp.results import FrontReporter
+
+    tuner = tune.Tuner(
+        objective,
+        param_space={"x": tune.grid_search([0.1, 0.5, 0.8, 0.95])},
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path), name="grid", verbose=0, callbacks=[FrontReporter(GOAL, 4)]
+        ),
+    )
+    grid = tuner.fit()
+    from_grid = nc.Results(grid, goal=GOAL)
+    from_folder = nc.Results(tmp_path / "grid", goal=GOAL)
+    assert from_grid.dataframe().equals(from_folder.dataframe())
+    assert [t.status for t in from_grid.trials].count("failed") == 1
+    assert from_grid.best("cost").config == {"x": 0.1}

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+
+import ray_nascomp as nc
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.schedulers import ParetoASHAScheduler
+from ray_nascomp.schedulers.rungs import promotion_order
+
+GOAL = nc.Goal([nc.Objective("a"), nc.Objective("b")], [nc.Constraint("drop", "<=", 0.1)])
+
+
+def trial(name, **attributes):
+    return SimpleNamespace(trial_id=name, last_result={}, storage=None, **attributes)
+
+
+def report(scheduler, name, time, a, b, drop=0.0):
+    result = {"a": a, "b": b, "drop": drop, "training_iteration": time}
+    return scheduler.on_trial_result(None, trial(name), result)
+
+
+def test_dominated_trials_stop_and_trade_offs_go_on():
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=2)
+    assert report(scheduler, "first", 1, 1.0, 0.0) == TrialScheduler.CONTINUE
+    assert report(scheduler, "dominated", 1, 0.5, -1.0) == TrialScheduler.STOP
+    assert report(scheduler, "tradeoff", 1, 0.0, 1.0) == TrialScheduler.CONTINUE
+    assert report(scheduler, "worse", 1, 0.2, -2.0) == TrialScheduler.STOP
+    assert report(scheduler, "first", 2, 1.0, 0.0) == TrialScheduler.CONTINUE
+    assert report(scheduler, "first", 3, 1.0, 0.0) == TrialScheduler.CONTINUE
+    assert report(scheduler, "first", 9, 1.0, 0.0) == TrialScheduler.STOP
+
+
+def test_rungs_lie_a_factor_apart_up_to_the_end():
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=3)
+    assert scheduler._milestones == [1, 3]
+    assert ParetoASHAScheduler(GOAL, max_t=3, grace_period=3)._milestones == []
+
+
+def test_the_last_feasible_trial_is_never_stopped():
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=4)
+    for number in range(8):
+        report(scheduler, f"bad{number}", 1, 10.0 + number, 10.0, drop=0.5)
+    assert report(scheduler, "feasible", 1, -5.0, -5.0, drop=0.0) == TrialScheduler.CONTINUE
+
+
+def test_the_bar_for_constraints_is_relative_while_all_violate():
+    losses = np.array([[0.0], [1.0], [-9.0], [-8.0]])
+    violations = np.array([0.2, 0.1, 5.0, 6.0])
+    assert promotion_order(losses, violations).tolist() == [0, 1, 2, 3]
+
+
+def test_broken_results_come_last_and_stop_nothing_else():
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=2)
+    assert report(scheduler, "good", 1, 0.0, 0.0) == TrialScheduler.CONTINUE
+    assert report(scheduler, "nan", 1, math.nan, 0.0) == TrialScheduler.STOP
+    assert scheduler.on_trial_result(None, trial("lacks"), {"training_iteration": 1}) == TrialScheduler.STOP
+    assert scheduler.on_trial_result(None, trial("timeless"), {"a": 1.0}) == TrialScheduler.CONTINUE
+    assert report(scheduler, "better", 1, 1.0, 1.0) == TrialScheduler.CONTINUE
+
+
+def test_order_within_a_front_spreads_out():
+    front = np.array([[0.0, 1.0], [0.02, 0.98], [0.5, 0.5], [1.0, 0.0]])
+    assert promotion_order(front, np.zeros(4))[:2].tolist() == [0, 3]
+
+
+def test_a_retried_trial_is_recorded_once():
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=2)
+    report(scheduler, "one", 1, 1.0, 1.0)
+    scheduler.on_trial_add(None, trial("one"))
+    assert report(scheduler, "one", 1, -9.0, -9.0) == TrialScheduler.CONTINUE
+    assert len(scheduler._rungs[1]) == 1
+
+
+def test_rungs_are_rebuilt_from_the_trials_of_a_restored_experiment():
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=2)
+    done = trial("done")
+    done.last_result = {"a": 1.0, "b": 1.0, "drop": 0.0, "training_iteration": 1}
+    scheduler.on_trial_add(None, done)
+    assert report(scheduler, "new", 1, 0.0, 0.0) == TrialScheduler.STOP
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"goal": "accuracy"}, {"grace_period": 0}, {"grace_period": 10}, {"reduction_factor": 1}],
+)
+def test_mistakes_are_named(arguments):
+    with pytest.raises(ConfigError, match=next(iter(arguments))):
+        ParetoASHAScheduler(**{"goal": GOAL, "max_t": 9, **arguments})
+
+
+def test_it_is_made_by_name():
+    scheduler = tune.create_scheduler("pareto_asha", goal=GOAL, max_t=5)
+    assert isinstance(scheduler, ParetoASHAScheduler)
+
+
+def curve(config):
+    for step in range(1, 10):
+        tune.report({"a": config["x"] * step, "b": (1 - config["x"]) * step - config["waste"] * step, "drop": 0.0})
+
+
+def test_a_real_search_stops_dominated_trials_and_keeps_the_front(ray_session, tmp_path):
+    tuner = tune.Tuner(
+        curve,
+        param_space={"x": tune.uniform(0, 1), "waste": tune.choice([0.0, 2.0])},
+        tune_config=tune.TuneConfig(
+            scheduler=ParetoASHAScheduler(GOAL, max_t=9), num_samples=16, reuse_actors=True, max_concurrent_trials=2
+        ),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), name="asha", verbose=0),
+    )
+    grid = tuner.fit()
+    lengths = {
+        waste: [r.metrics["training_iteration"] for r in grid if r.config["waste"] == waste] for waste in (0.0, 2.0)
+    }
+    assert max(lengths[0.0]) == 9
+    assert np.mean(lengths[2.0]) < np.mean(lengths[0.0])
+    assert not grid.errors
