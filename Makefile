@@ -3,6 +3,7 @@ PYTHON ?= python3
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
 # mypy and import-linter do not follow package-dir in an editable install,
 # so they look at a copy that is installed here, from here.
@@ -25,7 +26,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,bayesian,optuna,dev]"
+	$(PIP) --editable ".[demo,bayesian,optuna,dev]"
 	@touch $@
 
 demo: $(INSTALLED)
@@ -38,7 +39,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	rm -rf build
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(LINTED) .
+	$(PIP) --no-deps --no-build-isolation --target $(LINTED) .
 	cd $(LINTED) && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --package ray_nascomp
 	cd $(LINTED) && $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 
@@ -49,6 +50,7 @@ format: $(INSTALLED)
 check: lint test
 
 dist: $(INSTALLED)
+	$(PIP) --editable ".[release]"
 	rm -rf build dist
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
