@@ -3,7 +3,7 @@ PYTHON ?= python3
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
 # mypy and import-linter do not follow package-dir in an editable install,
 # so they look at a copy that is installed here, from here.
