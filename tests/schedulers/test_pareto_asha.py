@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ GOAL = nc.Goal([nc.Objective("a"), nc.Objective("b")], [nc.Constraint("drop", "<
 
 
 def trial(name, **attributes):
-    return SimpleNamespace(trial_id=name, last_result={}, storage=None, **attributes)
+    return SimpleNamespace(**{"trial_id": name, "last_result": {}, "storage": None, "config": {}, **attributes})
 
 
 def report(scheduler, name, time, a, b, drop=0.0):
@@ -99,6 +100,38 @@ def test_it_is_made_by_name():
     assert isinstance(scheduler, ParetoASHAScheduler)
 
 
+def test_a_trial_stays_while_no_other_feasible_one_is_left():
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=4)
+    assert report(scheduler, "good", 1, 9.0, 9.0) == TrialScheduler.CONTINUE
+    assert report(scheduler, "hidden", 1, 1.0, 1.0) == TrialScheduler.STOP
+    scheduler.on_trial_error(None, trial("good"))
+    scheduler.on_trial_error(None, trial("good"))
+    assert report(scheduler, "last", 1, 1.0, 1.0) == TrialScheduler.CONTINUE
+    assert report(scheduler, "good", 2, 9.0, 9.0) == TrialScheduler.CONTINUE
+    assert report(scheduler, "surplus", 1, 1.0, 1.0) == TrialScheduler.STOP
+
+
+def test_known_costs_are_not_waited_for():
+    goal = nc.Goal([nc.Objective("a"), nc.Objective("size", "min")], [nc.Constraint("size", "<=", 5)])
+    scheduler = ParetoASHAScheduler(
+        goal, max_t=9, grace_period=2, reduction_factor=2, cost_model=lambda config: {"size": config["size"]}
+    )
+
+    def tell(name, time, size, a):
+        return scheduler.on_trial_result(None, trial(name, config={"size": size}), {"a": a, "training_iteration": time})
+
+    assert tell("large", 1, 6, 1.0) == TrialScheduler.STOP
+    assert tell("small", 2, 1, 0.5) == TrialScheduler.CONTINUE
+    assert tell("dominated", 2, 2, 0.4) == TrialScheduler.STOP
+    assert tell("better", 2, 2, 0.9) == TrialScheduler.CONTINUE
+
+
+def test_a_late_result_enters_only_the_highest_rung_it_reached():
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=2)
+    assert report(scheduler, "late", 5, 1.0, 1.0) == TrialScheduler.CONTINUE
+    assert [len(rung) for rung in scheduler._rungs.values()] == [0, 0, 1, 0]
+
+
 def curve(config):
     for step in range(1, 10):
         tune.report({"a": config["x"] * step, "b": (1 - config["x"]) * step - config["waste"] * step, "drop": 0.0})
@@ -120,3 +153,37 @@ def test_a_real_search_stops_dominated_trials_and_keeps_the_front(ray_session, t
     assert max(lengths[0.0]) == 9
     assert np.mean(lengths[2.0]) < np.mean(lengths[0.0])
     assert not grid.errors
+
+
+def fragile(config):
+    if config["fails"] and not os.path.exists(config["mark"]):
+        open(config["mark"], "w").close()
+        raise RuntimeError("the machine went away")
+    for step in range(1, 10):
+        tune.report({"a": config["x"] + step, "b": 1 - config["x"] + step, "drop": 0.0})
+
+
+def test_a_restored_search_judges_by_what_was_reported_before(ray_session, tmp_path):
+    tuner = tune.Tuner(
+        fragile,
+        param_space={
+            "point": tune.grid_search([(0.0, False), (1.0, False), (-1.0, False), (-5.0, True)]),
+            "x": tune.sample_from(lambda config: config["point"][0]),
+            "fails": tune.sample_from(lambda config: config["point"][1]),
+            "mark": str(tmp_path / "mark"),
+        },
+        tune_config=tune.TuneConfig(
+            scheduler=ParetoASHAScheduler(
+                nc.Goal([nc.Objective("a")], [nc.Constraint("drop", "<=", 0.1)]), max_t=9, reduction_factor=2
+            ),
+            max_concurrent_trials=1,
+        ),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), name="restored", verbose=0),
+    )
+    first = tuner.fit()
+    assert len(first.errors) == 1
+    grid = tune.Tuner.restore(str(tmp_path / "restored"), fragile, restart_errored=True).fit()
+    assert not grid.errors
+    lengths = {result.config["x"]: result.metrics["training_iteration"] for result in grid}
+    # Alone at a fresh scheduler's rung, the restarted trial would have run in full.
+    assert lengths == {0.0: 9, 1.0: 9, -1.0: 1, -5.0: 1}
