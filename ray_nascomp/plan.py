@@ -247,9 +247,10 @@ def _number(
 ) -> float:
     inside = False
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value):
-        above = value >= lower if include_lower else value > lower
-        below = value <= upper if include_upper else value < upper
-        inside = above and below and math.isfinite(value)
+        number = float(value)
+        above = number >= lower if include_lower else number > lower
+        below = number <= upper if include_upper else number < upper
+        inside = above and below and math.isfinite(number)
     if not inside:
         left, right = "[" if include_lower else "(", "]" if include_upper and math.isfinite(upper) else ")"
         raise ConfigError(f"{key}: {value!r} was given, a number in {left}{lower:g}, {upper:g}{right} is allowed")

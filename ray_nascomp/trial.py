@@ -45,7 +45,9 @@ def compression_trainable(task: Task, goal: Goal, *, epochs: int = 8) -> type[tu
 class CompressionTrial(tune.Trainable):
     """One trial: see `compression_trainable`, which makes it."""
 
-    def setup(self, config: dict[str, Any], packed: Any, goal: Goal, epochs: int) -> None:
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], packed: Any, goal: Goal, epochs: int
+    ) -> None:
         """Unpacks the task, once in a worker's life, and checks the config."""
         import torch
 
@@ -73,7 +75,7 @@ class CompressionTrial(tune.Trainable):
         """Writes the run: model.onnx, model.safetensors, manifest.json."""
         self._run.save(Path(checkpoint_dir))
 
-    def load_checkpoint(self, checkpoint: str) -> None:
+    def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
         """Goes on where a saved run was; the config stays the trial's own."""
         self._start(self.config)
         self._run.restore(Path(checkpoint))

@@ -116,7 +116,7 @@ class GoalSearcher(Searcher):
             self._record(Observation(**{**vars(observation), "config": config}))
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's leaves FINISHED out.
         """A config that is neither known nor pending, or `Searcher.FINISHED` if there is none left."""
         config = self._next_point() or self._next_proposal()
         if config is None:

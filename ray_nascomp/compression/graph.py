@@ -181,7 +181,7 @@ class _RecurrentStandIn(nn.Module):
         return outputs, (state, state) if self.has_cell else state
 
 
-def _stand_in_for_recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
+def _stand_in_for_recurrent_layers(model: nn.Module) -> dict[str, nn.RNNBase]:
     """Replaces recurrent layers; returns the originals by name."""
     originals = {name: module for name, module in model.named_modules() if isinstance(module, nn.RNNBase) and name}
     for name, module in originals.items():

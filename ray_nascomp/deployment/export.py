@@ -68,7 +68,7 @@ def _export_torchscript(
     torch.onnx.export(
         wrapper,
         tensors,
-        buffer,
+        buffer,  # type: ignore[arg-type]  # This exporter writes to buffers too.
         input_names=list(names),
         output_names=["output"],
         dynamic_axes={name: {0: "batch"} for name in (*names, "output")},

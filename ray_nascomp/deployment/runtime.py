@@ -96,7 +96,7 @@ def compare_latency(
     return Latency(float(original_ms), float(compressed_ms), float(middle), float(high - low))
 
 
-def _timed(session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> Callable[[int], float]:
+def _timed(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> Callable[[int], float]:
     def run(count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -62,7 +63,8 @@ def make_candidate(task: Task, plan: CompressionPlan) -> Candidate:
         }
         masks = weight_masks(network, task, sparsity)
         for name, mask in masks.items():
-            network.get_submodule(name).weight.data.mul_(mask)
+            weight: Any = network.get_submodule(name).weight
+            weight.data.mul_(mask)
     else:
         groups = {group.name: (group, counts[group.name]) for group in spec.prunable_groups if counts.get(group.name)}
         removed = channels_to_remove(network, task, plan.prune.method, groups, plan.seed)

@@ -111,7 +111,7 @@ def outputs_to_quantize(candidate: Candidate, folded: nn.Module, proto: onnx.Mod
 def weights_of(candidate: Candidate, network: nn.Module) -> dict[str, np.ndarray]:
     """Layer name -> weight, of all layers that can be quantized."""
     return {
-        layer.name: network.get_submodule(layer.name).weight.detach().cpu().numpy()  # type: ignore[union-attr, operator]
+        layer.name: network.get_submodule(layer.name).weight.detach().cpu().numpy()  # type: ignore[operator]
         for layer in candidate.spec.compressible_layers
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Trainer:
         self.masks: Mapping[str, Tensor] = {}
         self._teacher = _teacher_of(task) if stage.distill.weight else None
         self._indices: Tensor | None = None
-        self.optimizer_settings = (
+        self.optimizer_settings: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (
             torch.optim.AdamW,
             {"lr": stage.lr, "weight_decay": stage.weight_decay},
         )
@@ -74,7 +75,7 @@ class Trainer:
         data = self._task.train_data
         generator = torch.Generator().manual_seed(seed)
         batches = list(data.index_batches(self._task.batch_size, generator))
-        weights = {name: network.get_submodule(name).weight for name in self.masks}
+        weights: dict[str, Any] = {name: network.get_submodule(name).weight for name in self.masks}
         network.train()
         with torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -31,7 +31,7 @@ class TrialRecord:
 
     trial_id: str
     config: Mapping[str, Any]
-    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    rows: Sequence[Mapping[str, Any]] = field(default_factory=list)
     status: TrialStatus = "unfinished"
     error: str = ""
     path: str = ""
@@ -92,7 +92,7 @@ def _read_trial(path: str, filesystem: pyarrow.fs.FileSystem, statuses: Mapping[
     return TrialRecord(trial_id, config, rows, status, error if status == "failed" else "", path, checkpoint)
 
 
-def status_of(rows: list[Mapping[str, Any]], tune_status: str, error: str) -> TrialStatus:
+def status_of(rows: Sequence[Mapping[str, Any]], tune_status: str, error: str) -> TrialStatus:
     """How a trial ended, from its reports and what Tune says of it.
 
     Args:

@@ -98,7 +98,7 @@ def parallel_figure(results: Results) -> go.Figure:
         else:
             labels = sorted(set(map(str, values)))
             numbers = [labels.index(str(value)) for value in values]
-            ticks = {"tickvals": list(range(len(labels))), "ticktext": labels}
+            ticks: dict[str, Any] = {"tickvals": list(range(len(labels))), "ticktext": labels}
             axes.append({"label": _short(key), "values": numbers, **ticks})
     for objective in results.goal.objectives:
         axes.append({"label": objective.metric, "values": [t.metrics.get(objective.metric) for t in completed]})

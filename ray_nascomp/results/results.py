@@ -267,7 +267,7 @@ def _from_grid(grid: ResultGrid) -> list[TrialRecord]:
         return read_experiment(grid.experiment_path, grid.filesystem)
     except (ConfigError, OSError):
         # Without Tune's JSON logger there are no files: the last reports are all there is.
-        return [_record_of(result) for result in grid]
+        return [_record_of(grid[i]) for i in range(len(grid))]
 
 
 def _record_of(result: Any) -> TrialRecord:

@@ -43,9 +43,10 @@ def sparsity(lower: float = 0.0, upper: float = 0.9, step: float = SPARSITY_STEP
     if not 0 < step <= upper - lower:
         raise ConfigError(f"sparsity: step {step!r} was given, a number from 0 to {upper - lower:g} is allowed")
     try:
-        return tune.quniform(lower, upper, step)
+        domain: Float = tune.quniform(lower, upper, step)
     except ValueError as error:
         raise ConfigError(f"sparsity: {lower!r} and {upper!r} have to be multiples of the step {step!r}") from error
+    return domain
 
 
 def bits(choices: Sequence[int] = (8, 32)) -> Categorical:
@@ -56,7 +57,8 @@ def bits(choices: Sequence[int] = (8, 32)) -> Categorical:
     """
     if not choices or any(isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= 32 for b in choices):
         raise ConfigError(f"bits: {choices!r} was given, whole numbers from 1 to 32 are allowed")
-    return tune.choice(sorted(choices))
+    domain: Categorical = tune.choice(sorted(choices))
+    return domain
 
 
 def rank(lower: float = 0.1, upper: float = 1.0, step: float = 0.1) -> Float:
@@ -67,7 +69,8 @@ def rank(lower: float = 0.1, upper: float = 1.0, step: float = 0.1) -> Float:
     """
     if not 0 < lower < upper <= 1:
         raise ConfigError(f"rank: bounds {lower!r} and {upper!r} were given, 0 < lower < upper <= 1 is allowed")
-    return tune.quniform(lower, upper, step)
+    domain: Float = tune.quniform(lower, upper, step)
+    return domain
 
 
 def when(domain: Domain, key: str, values: Iterable[Any]) -> Domain:
@@ -134,7 +137,7 @@ class Dimension:
         if isinstance(domain, Float):
             lower, upper = domain.lower, domain.upper
             if type(sampler).__name__ == "_Normal":
-                lower, upper = sampler.mean - 3 * sampler.sd, sampler.mean + 3 * sampler.sd  # type: ignore[attr-defined]
+                lower, upper = sampler.mean - 3 * sampler.sd, sampler.mean + 3 * sampler.sd
             return cls(path, "float", float(lower), float(upper), log, step, condition=condition)
         raise ConfigError(
             f"{'/'.join(path)}: a {type(domain).__name__.lower()} cannot be searched; allowed: "
