@@ -31,8 +31,8 @@ from ray_nascomp.searchers import EvolutionarySearch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=96, help="number of trials (default: 96)")
-    parser.add_argument("--epochs", type=int, default=8, help="epochs of a trial (default: 8)")
-    parser.add_argument("--refine", type=int, default=40, help="epochs of the chosen model (default: 40)")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of a trial (default: 3)")
+    parser.add_argument("--refine", type=int, default=12, help="epochs of the chosen model (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the network and of the search (default: 0)")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: demo_output)")
     arguments = parser.parse_args()
@@ -71,7 +71,7 @@ def main() -> None:
         param_space=nc.compression_space(task, bits="layer"),
         tune_config=tune.TuneConfig(
             search_alg=EvolutionarySearch(goal, cost_model=nc.CostModel(task), seed=arguments.seed),
-            scheduler=ParetoASHAScheduler(goal, max_t=arguments.epochs + 1, grace_period=3),
+            scheduler=ParetoASHAScheduler(goal, max_t=arguments.epochs + 1, grace_period=2),
             num_samples=arguments.trials,
             max_concurrent_trials=2,
             reuse_actors=True,

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(script: str, *arguments: str, folder: Path) -> str:
+    environment = {**os.environ, "RAY_AIR_LOCAL_CACHE_DIR": str(folder), "TUNE_RESULT_DIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        cwd=folder,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_front_a_model_and_its_gains(tmp_path):
+    # Enough for a result within the constraints, far less than `make demo` does.
+    output = run(
+        "demo.py",
+        "--trials",
+        "14",
+        "--epochs",
+        "4",
+        "--refine",
+        "6",
+        "--output",
+        str(tmp_path / "out"),
+        folder=tmp_path,
+    )
+    assert "The front" in output
+    measured = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert measured["size_ratio"] > 10
+    assert measured["speedup_batch_32"] > 2
+    assert (tmp_path / "out" / "model.onnx").stat().st_size == round(measured["size_mb"] * 1e6)
+    assert "<html" in (tmp_path / "out" / "report.html").read_text()[:100]
+
+
+@pytest.mark.slow
+def test_a_stock_tune_script_takes_our_space(tmp_path):
+    assert "'stage': 'exported'" in run("drop_in.py", "--trials", "4", "--epochs", "2", folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_our_searcher_drives_a_users_own_trainable(tmp_path):
+    assert "price" in run("own_trainable.py", "--trials", "4", folder=tmp_path)
