@@ -33,7 +33,7 @@ def _logged(trial: Trial) -> list[Mapping[str, Any]]:
             lines = stream.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    results = []
+    results: list[Mapping[str, Any]] = []
     for line in lines:
         try:
             row = json.loads(line)

@@ -3,5 +3,6 @@
 from ray_nascomp.results.live import FrontReporter
 from ray_nascomp.results.results import Results
 from ray_nascomp.results.selected import SelectedModel
+from ray_nascomp.results.stopper import HypervolumeStopper
 
-__all__ = ["FrontReporter", "Results", "SelectedModel"]
+__all__ = ["FrontReporter", "HypervolumeStopper", "Results", "SelectedModel"]

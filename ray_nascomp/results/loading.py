@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import pyarrow.fs
+from ray.tune.utils import flatten_dict
 
 from ray_nascomp.errors import ConfigError
 
@@ -83,7 +84,7 @@ def _read_trial(path: str, filesystem: pyarrow.fs.FileSystem, statuses: Mapping[
         for line in _read(filesystem, names["result.json"]).splitlines():
             row = _parse(line)  # The last line of an interrupted experiment may be torn.
             if isinstance(row, dict):
-                rows.append({key: value for key, value in row.items() if key != "config"})
+                rows.append(flatten_dict({key: value for key, value in row.items() if key != "config"}))
     error = _read(filesystem, names["error.txt"]).strip() if "error.txt" in names else ""
     checkpoints = sorted(name for name in names if name.startswith("checkpoint_"))
     trial_id = str(rows[-1].get("trial_id", "")) if rows else PurePosixPath(path).name

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from ray_nascomp.results.loading import TrialRecord
 
@@ -18,46 +19,49 @@ BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#9A9A9A", "#009E73"
 _LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "size": 14},
-    "margin": {"l": 60, "r": 20, "t": 30, "b": 55},
-    "legend": {"orientation": "h", "y": 1.08},
+    "margin": {"l": 60, "r": 20, "t": 64, "b": 55},
+    "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom"},
 }
 
 
 def front_figure(results: Results) -> go.Figure:
-    """All completed trials over the first two objectives; the front stands out.
+    """All completed trials: the first objective over each of the others; the front stands out.
 
     With one objective, it is drawn against the order of the trials.
     """
-    objectives = [objective.metric for objective in results.goal.objectives]
+    first, *others = [objective.metric for objective in results.goal.objectives]
     front = results.front()
     on_front = {trial.trial_id for trial in front}
-    others = [t for t in results.trials if t.status == "completed" and t.trial_id not in on_front]
-    feasible = [t for t in others if results.goal.is_feasible(t.metrics)]
-    infeasible = [t for t in others if not results.goal.is_feasible(t.metrics)]
+    rest = [t for t in results.trials if t.status == "completed" and t.trial_id not in on_front]
+    feasible = [t for t in rest if results.goal.is_feasible(t.metrics)]
+    infeasible = [t for t in rest if not results.goal.is_feasible(t.metrics)]
     order = {trial.trial_id: number for number, trial in enumerate(results.trials)}
-    figure = go.Figure()
-    for name, trials, marker in (
-        ("breaks a constraint", infeasible, {"color": GREY, "symbol": "x-thin-open", "size": 8}),
-        ("dominated", feasible, {"color": GREY, "symbol": "circle", "size": 8, "opacity": 0.6}),
-        ("front", front, {"color": ORANGE, "symbol": "diamond", "size": 12}),
-    ):
-        second = objectives[1] if len(objectives) > 1 else None
-        figure.add_scatter(
-            x=[t.metrics.get(second) if second else order[t.trial_id] for t in trials],
-            y=[t.metrics.get(objectives[0]) for t in trials],
-            mode="markers",
-            name=name,
-            marker=marker,
-            customdata=[t.trial_id for t in trials],
-            hovertext=[_hover(t, results) for t in trials],
-            hoverinfo="text",
-        )
-    figure.update_layout(
-        **_LAYOUT,
-        xaxis_title=_axis(results, 1) if len(objectives) > 1 else "trial",
-        yaxis_title=_axis(results, 0),
-        hoverlabel={"align": "left"},
-    )
+    panels = max(1, len(others))
+    figure = make_subplots(rows=panels, cols=1, vertical_spacing=0.25 / panels)
+    for panel in range(panels):
+        for name, trials, marker in (
+            ("breaks a constraint", infeasible, {"color": GREY, "symbol": "x-thin-open", "size": 8}),
+            ("dominated", feasible, {"color": BLUE, "symbol": "circle-open", "size": 8}),
+            ("front", front, {"color": ORANGE, "symbol": "diamond", "size": 12}),
+        ):
+            figure.add_scatter(
+                x=[t.metrics.get(others[panel]) if others else order[t.trial_id] for t in trials],
+                y=[t.metrics.get(first) for t in trials],
+                mode="markers",
+                name=name,
+                legendgroup=name,
+                showlegend=panel == 0,
+                marker=marker,
+                customdata=[t.trial_id for t in trials],
+                hovertext=[_hover(t, results) for t in trials],
+                hoverinfo="text",
+                row=panel + 1,
+                col=1,
+            )
+        title = _axis(results, panel + 1) if others else "trial"
+        figure.update_xaxes(title_text=title, row=panel + 1, col=1)
+        figure.update_yaxes(title_text=_axis(results, 0), row=panel + 1, col=1)
+    figure.update_layout(**_LAYOUT, hoverlabel={"align": "left"}, height=80 + 360 * panels)
     return figure
 
 
@@ -103,8 +107,9 @@ def parallel_figure(results: Results) -> go.Figure:
     for objective in results.goal.objectives:
         axes.append({"label": objective.metric, "values": [t.metrics.get(objective.metric) for t in completed]})
     colours = [trial.metrics.get(results.goal.objectives[0].metric) for trial in completed]
-    figure = go.Figure(go.Parcoords(line={"color": colours, "colorscale": "Cividis"}, dimensions=axes))
-    figure.update_layout(**{**_LAYOUT, "margin": {"l": 60, "r": 60, "t": 60, "b": 30}})
+    figure = go.Figure(go.Parcoords(line={"color": colours, "colorscale": "Cividis"}, dimensions=axes, labelangle=-35))
+    # Room for the names, which stand aslant over their axes.
+    figure.update_layout(**{**_LAYOUT, "margin": {"l": 80, "r": 80, "t": 150, "b": 30}}, height=520)
     return figure
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _TEMPLATE = "report.html.j2"
 _SHOWN = ("speedup", "size_ratio", "size_mb", "params", "macs", "latency_ms")
+_AXIS_WIDTH = 64
 _PLOT_CONFIG = {"displaylogo": False, "responsive": True}
 
 
@@ -25,6 +26,7 @@ def write_report(results: Results, path: Path) -> Path:
 
     from ray_nascomp.results.plots import history_figure
 
+    parallel = results.plot_parallel()
     environment = jinja2.Environment(loader=jinja2.PackageLoader("ray_nascomp", "results"), autoescape=True)
     page = environment.get_template(_TEMPLATE).render(
         name=Path(results.path).name,
@@ -37,8 +39,9 @@ def write_report(results: Results, path: Path) -> Path:
             "front": _as_html(results.plot_front(), "front"),
             "history": _as_html(results.plot_history(), "history"),
             "time": _as_html(history_figure(results, "seconds"), "time"),
-            "parallel": _as_html(results.plot_parallel(), "parallel"),
+            "parallel": _as_html(parallel, "parallel"),
         },
+        parallel_width=f"{_AXIS_WIDTH * (1 + len(parallel.data[0].dimensions))}px",
         seconds=_stage_seconds(results),
         failures=_failures(results),
         plotly=plotly.offline.get_plotlyjs(),
@@ -50,7 +53,11 @@ def write_report(results: Results, path: Path) -> Path:
 
 def _as_html(figure: go.Figure, name: str) -> str:
     return figure.to_html(
-        full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", config=_PLOT_CONFIG, default_height=420
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"plot-{name}",
+        config=_PLOT_CONFIG,
+        default_height=figure.layout.height or 420,
     )
 
 

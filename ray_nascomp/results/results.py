@@ -189,6 +189,16 @@ class Results:
             rows.append({"trial": number, "seconds": seconds, "hypervolume": volume})
         return pd.DataFrame(rows)
 
+    def importance(self) -> pd.DataFrame:
+        """Share of each dimension (rows) in what changes each objective (columns), from fitted forests.
+
+        Raises:
+            ConfigError: If scikit-learn is not installed, or too few trials have been completed.
+        """
+        from ray_nascomp.results.importance import importance_table
+
+        return importance_table(self)
+
     def plot_front(self) -> go.Figure:
         """The front among all completed trials, as a Plotly figure."""
         from ray_nascomp.results.plots import front_figure

@@ -124,6 +124,50 @@ def test_figures_hold_the_trials(folder, figure):
     assert sum(len(trace.x) if hasattr(trace, "x") else len(trace.dimensions[0]["values"]) for trace in drawn.data) == 5
 
 
+def test_importance_finds_the_dimension_that_matters(tmp_path):
+    pytest.importorskip("sklearn")
+    for number in range(24):
+        config = {"a": {"width": number % 6}, "method": "pq"[number % 2], "constant": 3, "noise": (number * 7) % 5}
+        metrics = row(0.1 * (number % 6), 2.0 + (number % 2) * 3)
+        write_trial(tmp_path, f"t{number:02d}", [metrics], config)
+    table = nc.Results(tmp_path).importance()
+    assert list(table.index[:1]) == ["a/width"]
+    assert "constant" not in table.index
+    assert table["accuracy"].sum() == pytest.approx(1.0)
+    assert table.loc["a/width", "accuracy"] > 0.9
+    assert table.loc["method", "cost"] > 0.9
+
+
+def test_importance_needs_enough_trials(folder):
+    pytest.importorskip("sklearn")
+    with pytest.raises(ConfigError, match="4 trials have been completed, 10 are needed"):
+        nc.Results(folder).importance()
+
+
+def test_a_front_of_three_objectives_has_a_panel_for_each_further_one(folder):
+    goal = nc.Goal([*GOAL.objectives, nc.Objective("drop", "min")])
+    drawn = nc.Results(folder, goal).plot_front()
+    assert [trace.xaxis for trace in drawn.data] == ["x"] * 3 + ["x2"] * 3
+    assert drawn.layout.xaxis2.title.text == "drop (less is better)"
+
+
+def test_configs_cannot_break_out_of_the_reports_scripts(tmp_path):
+    evil = "</script><img src=x onerror=alert(1)>"
+    for number in range(3):
+        config = {evil: evil + str(number), "n": number}
+        write_trial(tmp_path, f"t{number}", [row(0.5 + 0.1 * number, float(number), note=evil)], config)
+    text = nc.Results(tmp_path).report(tmp_path / "report.html").read_text()
+    page = text[text.index("</style>") :]
+    assert "<img" not in page[page.index("<body>") :]
+    assert "onerror=alert(1)" in page  # As text.
+
+
+def test_nested_metrics_have_names_with_a_slash(tmp_path):
+    goal = nc.Goal([nc.Objective("val/accuracy")])
+    write_trial(tmp_path, "one", [{"val": {"accuracy": 0.5}, "final": True, "training_iteration": 1}])
+    assert nc.Results(tmp_path, goal).pareto_front()["val/accuracy"].tolist() == [0.5]
+
+
 def test_a_report_without_any_completed_trial_still_opens(tmp_path):
     write_trial(tmp_path, "running", [row(0.4, 4.0, final=False)])
     results = nc.Results(tmp_path)

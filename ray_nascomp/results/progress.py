@@ -1,0 +1,90 @@
+"""How a running search stands: counts, front, hypervolume, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ray_nascomp.goals import Goal
+from ray_nascomp.pareto import front_indices, normalised_hypervolume
+from ray_nascomp.results.loading import TrialStatus, status_of
+
+_FEWEST_FOR_ESTIMATE = 4
+
+
+class Progress:
+    """What has become of the trials so far.
+
+    Args:
+        goal: Objectives and constraints.
+
+    Attributes:
+        goal: Objectives and constraints.
+        total: How many trials there will be, None if unknown.
+        counts: Status -> number of trials that have ended so.
+    """
+
+    def __init__(self, goal: Goal) -> None:
+        self.goal = goal
+        self.total: int | None = None
+        self.counts: dict[TrialStatus, int] = {"completed": 0, "stopped": 0, "infeasible": 0, "failed": 0}
+        self._started = time.monotonic()
+        self._completed: dict[str, Mapping[str, Any]] = {}
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that have ended."""
+        return sum(self.counts.values())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def left(self) -> float | None:
+        """Estimated seconds until the last trial ends, None while too little is known."""
+        if self.total is None or self.ended < _FEWEST_FOR_ESTIMATE:
+            return None
+        return self.elapsed / self.ended * max(0, self.total - self.ended)
+
+    def end(self, trial_id: str, metrics: Mapping[str, Any], tune_status: str) -> TrialStatus:
+        """Notes that a trial has ended, and how.
+
+        Args:
+            trial_id: Tune's id.
+            metrics: Its last report, empty if there was none.
+            tune_status: Tune's own status.
+        """
+        status = status_of([metrics] if metrics else [], tune_status, "")
+        self.counts[status] = self.counts.get(status, 0) + 1
+        if status == "completed":
+            self._completed[trial_id] = metrics
+        return status
+
+    def front(self) -> dict[str, Mapping[str, Any]]:
+        """Trial id -> metrics of the front so far, by the first objective, best first."""
+        rows = list(self._completed.items())
+        front = [rows[i] for i in front_indices(self.goal, [metrics for _, metrics in rows])]
+        return dict(sorted(front, key=lambda row: self.goal.losses(row[1])[0]))
+
+    def hypervolume(self) -> float:
+        """Share of the box from the best to the worst completed feasible result that the front dominates."""
+        feasible = [self.goal.losses(m) for m in self._completed.values() if self.goal.is_feasible(m)]
+        if not feasible:
+            return 0.0
+        losses = np.stack(feasible)
+        return normalised_hypervolume(losses, losses.min(axis=0), losses.max(axis=0))
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "42s", "3m07s", "2h05m"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

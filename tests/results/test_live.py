@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import io
+import pickle
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+import ray_nascomp as nc
+from ray_nascomp.results import FrontReporter
+from ray_nascomp.results.progress import Progress, duration
+
+GOAL = nc.Goal([nc.Objective("accuracy"), nc.Objective("cost", "min")], [nc.Constraint("drop", "<=", 0.1)])
+
+
+def report(accuracy, cost, drop=0.0, **more):
+    return {"accuracy": accuracy, "cost": cost, "drop": drop, "final": True, **more}
+
+
+def play(reporter, width=80, is_terminal=False):
+    """A search of four trials, as Tune tells it; what was printed."""
+    text = io.StringIO()
+    reporter.setup(total_num_samples=4)
+    reporter._console = Console(file=text, width=width, force_terminal=is_terminal, highlight=False)
+    trials = [SimpleNamespace(trial_id=f"t{i}", status="RUNNING", error_file=None) for i in range(4)]
+    for trial, result in zip(
+        trials,
+        (
+            report(0.9, 2.0),
+            report(0.8, 1.0),
+            report(0.7, 3.0),
+            report(0.0, 0.0, feasible=False, reason="layer [bold]x[/] is empty"),
+        ),
+        strict=True,
+    ):
+        reporter.on_trial_start(1, trials, trial)
+        reporter.on_trial_result(1, trials, trial, result)
+        trial.status = "TERMINATED"
+        reporter.on_trial_complete(1, trials, trial)
+    reporter.on_experiment_end(trials)
+    return text.getvalue()
+
+
+def test_a_log_file_gets_a_line_for_each_trial_and_a_summary():
+    lines = play(FrontReporter(GOAL), width=200).splitlines()
+    assert len(lines) == 5
+    assert "\x1b" not in "".join(lines)
+    assert "accuracy 0.9  cost 2  drop 0  on the front" in lines[0]
+    assert lines[2].endswith("accuracy 0.7  cost 3  drop 0")
+    assert "layer [bold]x[/] is empty" in lines[3]
+    assert lines[4].startswith("4 of 4 trials in")
+    assert lines[4].endswith("3 completed, 1 infeasible; 2 on the front, hypervolume 0.750")
+
+
+def test_a_terminal_gets_the_front_below_the_lines():
+    text = play(FrontReporter(GOAL), is_terminal=True)
+    assert "3 running" in text
+    assert text.rstrip().endswith("\x1b[?25h")
+    assert text.count("t1") >= 2
+
+
+def test_a_reporter_travels_with_its_search():
+    reporter = FrontReporter(GOAL)
+    play(reporter)
+    assert pickle.loads(pickle.dumps(reporter))._console is None
+
+
+def test_a_trial_that_is_tried_again_has_not_ended():
+    reporter = FrontReporter(GOAL)
+    reporter.setup(num_samples=1)
+    reporter.on_trial_error(1, [], SimpleNamespace(trial_id="t", status="PENDING"))
+    assert reporter._progress.ended == 0
+
+
+def test_progress_follows_the_front():
+    progress = Progress(GOAL)
+    assert progress.hypervolume() == 0
+    progress.total = 8
+    for number, metrics in enumerate((report(0.8, 1.0), report(0.9, 2.0), report(0.7, 3.0), {})):
+        assert progress.left is None
+        progress.end(str(number), metrics, "TERMINATED" if metrics else "ERROR")
+    assert list(progress.front()) == ["1", "0"]
+    assert progress.counts["failed"] == 1
+    assert progress.hypervolume() == pytest.approx(0.75)
+    assert progress.left == pytest.approx(progress.elapsed, rel=0.5)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (187, "3m07s"), (7500, "2h05m")])
+def test_durations_read_easily(seconds, text):
+    assert duration(seconds) == text
