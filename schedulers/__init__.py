@@ -2,8 +2,10 @@
 
 from ray.tune.schedulers import SCHEDULER_IMPORT
 
+from ray_nascomp.schedulers.feasibility import FeasibilityScheduler
 from ray_nascomp.schedulers.pareto_asha import ParetoASHAScheduler
 
-__all__ = ["ParetoASHAScheduler"]
+__all__ = ["FeasibilityScheduler", "ParetoASHAScheduler"]
 
+SCHEDULER_IMPORT["feasibility"] = FeasibilityScheduler
 SCHEDULER_IMPORT["pareto_asha"] = ParetoASHAScheduler

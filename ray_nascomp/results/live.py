@@ -116,8 +116,8 @@ class FrontReporter(tune.Callback):
 
     def _summary(self, running: int) -> str:
         progress = self._progress
-        counts: dict[str, int] = {"running": running, **progress.counts}
-        states = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
+        counts: list[tuple[str, int]] = [("running", running), *progress.counts.items()]
+        states = ", ".join(f"{count} {status}" for status, count in counts if count) or "none"
         left = progress.left
         time_left = "" if left is None or not running else f", about {duration(left)} left"
         total = f" of {progress.total}" if progress.total else ""

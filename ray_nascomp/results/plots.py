@@ -40,7 +40,7 @@ def front_figure(results: Results) -> go.Figure:
     figure = make_subplots(rows=panels, cols=1, vertical_spacing=0.25 / panels)
     for panel in range(panels):
         for name, trials, marker in (
-            ("breaks a constraint", infeasible, {"color": GREY, "symbol": "x-thin-open", "size": 8}),
+            ("infeasible", infeasible, {"color": GREY, "symbol": "x-thin-open", "size": 8}),
             ("dominated", feasible, {"color": BLUE, "symbol": "circle-open", "size": 8}),
             ("front", front, {"color": ORANGE, "symbol": "diamond", "size": 12}),
         ):
