@@ -18,7 +18,7 @@ def past_results(trial: Trial) -> list[Mapping[str, Any]]:
     logger, if there is one; a torn line is passed over.
     """
     last = getattr(trial, "last_result", None) or {}
-    if not last:
+    if not set(last) - {"trial_id"}:  # Which a new trial has as well.
         return []
     return [flatten_dict(dict(result)) for result in (*_logged(trial), last)]
 
