@@ -1,1 +1,1 @@
-"""Conformance suites and table-backed trainables, for users too."""
+"""Conformance suites, table-backed trainables and problems with known fronts, for users too."""

@@ -1,0 +1,9 @@
+from __future__ import annotations
+
+from ray_nascomp.searchers import EvolutionarySearch
+from ray_nascomp.testing.searchers import SearcherConformance
+
+
+class TestEvolutionarySearch(SearcherConformance):
+    def make(self, goal, cost_model=None, **options):
+        return EvolutionarySearch(goal, cost_model, **options)
