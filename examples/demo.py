@@ -30,7 +30,7 @@ from ray_nascomp.searchers import EvolutionarySearch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=96, help="number of trials (default: 96)")
+    parser.add_argument("--trials", type=int, default=64, help="number of trials (default: 64)")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of a trial (default: 3)")
     parser.add_argument("--refine", type=int, default=12, help="epochs of the chosen model (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the network and of the search (default: 0)")
