@@ -19,7 +19,7 @@ def compression_trainable(task: Task, goal: Goal, *, epochs: int = 8) -> type[tu
 
     A trial reports `epochs + 1` times: the compressed model before training, then after each
     epoch; the last report is measured on the exported file, which the trial's checkpoint holds.
-    Every report has the same keys (see `docs/reference.md`). The task's weights and data travel
+    Every report has the same keys (see `docs/guide.md`). The task's weights and data travel
     to the workers once, through the object store, and are shared there.
 
     Args:
