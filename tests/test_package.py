@@ -54,7 +54,7 @@ PUBLIC = {
         "when",
     },
     "ray_nascomp.searchers": {"EvolutionarySearch", "GoalSearcher"},
-    "ray_nascomp.schedulers": {"ParetoASHAScheduler"},
+    "ray_nascomp.schedulers": {"FeasibilityScheduler", "ParetoASHAScheduler"},
 }
 
 
