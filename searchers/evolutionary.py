@@ -24,7 +24,8 @@ from ray_nascomp.searchers.base import CostFunction, GoalSearcher
 from ray_nascomp.searchers.operators import crossover, mutate
 from ray_nascomp.searchers.surrogate import NeighbourSurrogate
 
-_CHILDREN = 24
+Generation = tuple[list[Observation], np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_CHILDREN = 16
 _INITIAL_DRAWS = 12
 
 
@@ -72,28 +73,48 @@ class EvolutionarySearch(GoalSearcher):
         self._aging = aging
         self._screening = screening
         self._role_aware = role_aware
+        self._values: list[list[float]] = []
+        self._current: Generation | None = None
         self._surrogate: tuple[NeighbourSurrogate, list[str]] | None = None
 
     def propose(self) -> dict[str, Any]:
         """A random config at first, then the most promising of a batch of children."""
-        positions = self.final_positions()
-        if len(positions) < 4 or len(self.observations) + len(self._pending) < self._initial:
+        finals, encoded, losses, violations, parents = self._generation()
+        if len(finals) < 4 or len(self.observations) + len(self._pending) < self._initial:
             return self._spread()
-        finals = [self.observations[i] for i in positions]
-        encoded, losses, violations = self.table(positions)
-        fitness = _fitness(losses, violations)
-        population = self._survivors(fitness)
-        children = [self._child(finals, fitness, population) for _ in range(_CHILDREN if self._screening else 1)]
         if not self._screening:
-            return children[0]
+            return self._child(finals, parents)
+        children = [self._child(finals, parents) for _ in range(_CHILDREN)]
         children = [c for c in children if self.is_new(c) and self.known_metrics(c) is not None]
         if not children:
             return self.space.sample(self.rng)
         return self._most_promising(children, finals, encoded, losses, violations)
 
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
-        """The surrogate has something new to learn."""
+        """The population and the surrogate have something new to learn."""
+        self._values.append([as_float(observation.metrics.get(metric)) for metric in self.goal.metrics])
+        self._current = None
         self._surrogate = None
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """The population and the surrogate follow from the observations."""
+        self._values = [[as_float(o.metrics.get(metric)) for metric in self.goal.metrics] for o in self.observations]
+        self._current = None
+        self._surrogate = None
+
+    def _generation(self) -> Generation:
+        """The final observations with their table, and the positions of the population, best first."""
+        if self._current is None:
+            positions = self.final_positions()
+            encoded, losses, violations = self.table(positions)
+            finals = [self.observations[i] for i in positions]
+            if self._aging:
+                first = max(0, len(finals) - self._population_size)
+                parents = first + _best(losses[first:], violations[first:], self._population_size)
+            else:
+                parents = _best(losses, violations, self._population_size)
+            self._current = finals, encoded, losses, violations, parents
+        return self._current
 
     def _spread(self) -> dict[str, Any]:
         """A random config, of several the one whose known costs are farthest from all others'."""
@@ -113,17 +134,12 @@ class EvolutionarySearch(GoalSearcher):
         known = self.known_metrics(config) or {}
         return np.array([known[o.metric] * o.sign for o in self.goal.objectives if o.metric in known])
 
-    def _survivors(self, fitness: np.ndarray) -> np.ndarray:
-        """Positions of the population among the final observations."""
-        if self._aging:
-            return np.arange(max(0, len(fitness) - self._population_size), len(fitness))
-        return np.argsort(fitness, kind="stable")[: self._population_size]
-
-    def _child(self, finals: list[Observation], fitness: np.ndarray, population: np.ndarray) -> dict[str, Any]:
-        first, second = (finals[min(self.rng.choice(population, 2), key=lambda i: fitness[i])].config for _ in range(2))
-        values = self.space.values(first)
+    def _child(self, finals: list[Observation], parents: np.ndarray) -> dict[str, Any]:
+        # Parents are sorted: the better of two is the one that stands first.
+        first, second = self.rng.integers(len(parents), size=(2, 2)).min(axis=1)
+        values = self.space.values(finals[parents[first]].config)
         if self.rng.random() < 0.6:
-            values = crossover(self.rng, values, self.space.values(second))
+            values = crossover(self.rng, values, self.space.values(finals[parents[second]].config))
         return self.space.to_config(mutate(self.rng, self.space.dimensions, values, self._role_aware))
 
     def _most_promising(
@@ -148,15 +164,15 @@ class EvolutionarySearch(GoalSearcher):
         base = hypervolume(front, reference)
         best, best_gain = children[0], -np.inf
         for index, child in enumerate(children):
-            metrics = {**dict(zip(unknown, drawn[index], strict=True)), **(self.known_metrics(child) or {})}
+            metrics = {**dict(zip(unknown, drawn[index].tolist(), strict=True)), **(self.known_metrics(child) or {})}
             violation = self.goal.violation(metrics)
             point = (self.goal.losses(metrics) - low) / span
             if violation > 0 or not np.isfinite(point).all():
                 gain = -min(violation, 1e6)
+            elif (point >= 1.1).any() or (front <= point).all(axis=1).any():
+                gain = -1e-9 * float(np.maximum(point, 0).sum())
             else:
                 gain = hypervolume(np.vstack([front, point]), reference) - base
-                if gain <= 0:
-                    gain = -1e-9 * float(np.maximum(point, 0).sum())
             if gain > best_gain:
                 best, best_gain = child, gain
         return best
@@ -166,24 +182,24 @@ class EvolutionarySearch(GoalSearcher):
         if self._surrogate is None:
             known = self.known_metrics(finals[0].config) or {}
             unknown = [metric for metric in self.goal.metrics if metric not in known]
-            rows = [[as_float(o.metrics.get(metric)) for metric in unknown] for o in finals]
-            targets = np.array(rows, dtype=float).reshape(len(finals), len(unknown))
+            columns = [self.goal.metrics.index(metric) for metric in unknown]
+            values = np.array([self._values[i] for i in self.final_positions()])
+            targets = values.reshape(len(finals), -1)[:, columns]
             usable = np.isfinite(targets).all(axis=1)
             self._surrogate = NeighbourSurrogate(encoded[usable], targets[usable]), unknown
         return self._surrogate
 
 
-def _fitness(losses: np.ndarray, violations: np.ndarray) -> np.ndarray:
-    """Position of each row by constrained rank, then by crowding distance; 0 is best."""
+def _best(losses: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the best rows by constrained rank, then by crowding distance, best first."""
     rank = ranks(losses, violations)
-    crowding = np.zeros(len(losses))
+    chosen: list[int] = []
     for level in np.unique(rank):
         members = np.flatnonzero(rank == level)
-        crowding[members] = _crowding_distance(losses[members])
-    order = np.lexsort((-crowding, rank))
-    fitness = np.empty(len(losses))
-    fitness[order] = np.arange(len(losses))
-    return fitness
+        chosen.extend(members[np.argsort(-_crowding_distance(losses[members]), kind="stable")].tolist())
+        if len(chosen) >= count:
+            break
+    return np.array(chosen[:count], dtype=int)
 
 
 def _crowding_distance(losses: np.ndarray) -> np.ndarray:

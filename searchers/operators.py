@@ -15,8 +15,8 @@ _CONTINUOUS_STEP = 0.12
 
 def crossover(rng: np.random.Generator, one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
     """Each value from one of two parents, one of them preferred."""
-    share = rng.uniform(0.2, 0.8)
-    return [a if rng.random() < share else b for a, b in zip(one, other, strict=True)]
+    from_one = rng.random(len(one)) < rng.uniform(0.2, 0.8)
+    return [a if first else b for a, b, first in zip(one, other, from_one.tolist(), strict=True)]
 
 
 def mutate(
@@ -35,15 +35,20 @@ def mutate(
         by_role: False leaves out the moves that look at roles.
     """
     result = list(values)
-    move = rng.choice(4, p=(0.45, 0.25, 0.15, 0.15)) if by_role else rng.choice([0, 3], p=(0.75, 0.25))
+    drawn = rng.random()
+    if by_role:
+        move = 0 if drawn < 0.45 else 1 if drawn < 0.7 else 2 if drawn < 0.85 else 3
+    else:
+        move = 0 if drawn < 0.75 else 3
     if move == 1:
         roles = sorted({d.role for d in dimensions if d.is_ordinal}, key=lambda role: role.value)
         if roles:
             role = roles[int(rng.integers(len(roles)))]
             direction = 1 if rng.random() < 0.5 else -1
             size = int(rng.integers(1, 4))
+            moves = (rng.random(len(dimensions)) < 0.9).tolist()
             for index, dimension in enumerate(dimensions):
-                if dimension.role is role and dimension.is_ordinal and rng.random() < 0.9:
+                if dimension.role is role and dimension.is_ordinal and moves[index]:
                     result[index] = _shift(dimension, result[index], direction * size)
             return result
     if move == 3:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -149,7 +150,7 @@ class Dimension:
         """The path joined by "/", as Tune writes it."""
         return "/".join(self.path)
 
-    @property
+    @cached_property
     def role(self) -> Role:
         """What the dimension decides."""
         if self.path[0] == "architecture":
@@ -175,7 +176,7 @@ class Dimension:
         count = round((self.upper - self.lower) / self.step) + 1
         return tuple(self._cast(self.lower + i * self.step) for i in range(count))
 
-    @property
+    @cached_property
     def is_ordinal(self) -> bool:
         """Whether neighbouring values are alike: numeric kinds, and categoricals of ascending numbers."""
         if self.kind != "categorical":

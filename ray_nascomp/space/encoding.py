@@ -43,6 +43,8 @@ class Space:
         self.dimensions = tuple(dimensions)
         self._constants = tuple(constants)
         self._by_path = {dimension.path: dimension for dimension in self.dimensions}
+        # Values of stepped and categorical dimensions recur in every config: their places are looked up.
+        self._places: tuple[dict[Any, float] | None, ...] = tuple({} if _recurs(d) else None for d in self.dimensions)
         self._is_conditional = any(dimension.condition is not None for dimension in self.dimensions)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,10 +112,7 @@ class Space:
 
     def encode(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The configs in the unit cube, shape `(configs, dimensions)`; a categorical by its index."""
-        rows = [
-            [dimension.to_unit(value) for dimension, value in zip(self.dimensions, self.values(config), strict=True)]
-            for config in configs
-        ]
+        rows = [[self._place(i, value) for i, value in enumerate(self.values(config))] for config in configs]
         return np.array(rows, dtype=float).reshape(len(configs), len(self))
 
     def decode(self, row: Sequence[float]) -> dict[str, Any]:
@@ -124,6 +123,14 @@ class Space:
         """A text that two configs share exactly where they mean the same."""
         values = self.values(config)
         return json.dumps(self.values(self.to_config(values)) if self._is_conditional else values, default=str)
+
+    def _place(self, index: int, value: Any) -> float:
+        places = self._places[index]
+        if places is None:
+            return self.dimensions[index].to_unit(value)
+        if value not in places:
+            places[value] = self.dimensions[index].to_unit(value)
+        return places[value]
 
     def _is_active(self, dimension: Dimension, config: Mapping[str, Any]) -> bool:
         if dimension.condition is None:
@@ -148,6 +155,12 @@ def _walk(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
             if isinstance(value, (list, tuple)) and any(isinstance(v, (Domain, Mapping)) for v in value):
                 raise ConfigError(f"{'/'.join(here)}: a list that holds domains cannot be searched; use a dict")
             yield here, value
+
+
+def _recurs(dimension: Dimension) -> bool:
+    if dimension.kind != "categorical":
+        return dimension.step is not None
+    return all(isinstance(category, (str, int, float)) for category in dimension.categories)
 
 
 def _is_json(value: Any) -> bool:

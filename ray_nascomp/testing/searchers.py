@@ -52,7 +52,7 @@ def run_search(
         results.append((config, metrics))
 
     for number in range(first, first + trials):
-        config = searcher.suggest(f"trial{number}")
+        config: Any = searcher.suggest(f"trial{number}")
         if config == Searcher.FINISHED:
             break
         if not isinstance(config, dict):
@@ -174,4 +174,5 @@ class SearcherConformance(ABC):
         results = run_search(searcher, small, 200)
         affordable = {(width, depth) for width in range(7) for depth in [1]}
         assert {(c["wide"]["width"], c["deep"]["depth"]) for c, _ in results} == affordable
-        assert searcher.suggest("one more") == Searcher.FINISHED
+        beyond: Any = searcher.suggest("one more")
+        assert beyond == Searcher.FINISHED
