@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ray_nascomp.results.results import Results
 
 FEWEST_TRIALS = 10
-_TREES = 100
-_REPEATS = 10
+_TREES = 50
+_REPEATS = 5
 
 
 def importance_table(results: Results, seed: int = 0) -> pd.DataFrame:

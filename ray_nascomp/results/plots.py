@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -53,7 +52,8 @@ def front_figure(results: Results) -> go.Figure:
                 showlegend=panel == 0,
                 marker=marker,
                 customdata=[t.trial_id for t in trials],
-                hovertext=[_hover(t, results) for t in trials],
+                # A plan that is not on the front is told once, which keeps reports of long searches small.
+                hovertext=[_hover(t, results, has_plan=panel == 0 or trials is front) for t in trials],
                 hoverinfo="text",
                 row=panel + 1,
                 col=1,
@@ -128,14 +128,17 @@ def layers_figure(layers: list[dict[str, Any]]) -> go.Figure:
     return figure
 
 
-def _hover(trial: TrialRecord, results: Results) -> str:
-    metrics = [
-        f"{name}: {trial.metrics[name]:.4g}"
-        for name in results.goal.metrics
-        if isinstance(trial.metrics.get(name), (int, float))
-    ]
-    plan = json.dumps(trial.config, indent=1, default=str)
-    return "<br>".join(html.escape(line).replace(" ", "&nbsp;") for line in [*metrics, *plan.splitlines()])
+def _hover(trial: TrialRecord, results: Results, has_plan: bool) -> str:
+    from ray_nascomp.results.results import flat
+
+    metrics = {name: trial.metrics[name] for name in results.goal.metrics if name in trial.metrics}
+    plan = flat(trial.config) if has_plan else {}
+    lines = [f"{name}: {_brief(value)}" for name, value in (("trial", trial.trial_id), *metrics.items(), *plan.items())]
+    return "<br>".join(html.escape(line) for line in lines)
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _axis(results: Results, index: int) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _TEMPLATE = "report.html.j2"
 _SHOWN = ("speedup", "size_ratio", "size_mb", "params", "macs", "latency_ms")
 _AXIS_WIDTH = 64
+_IMPORTANT = 12
 _PLOT_CONFIG = {"displaylogo": False, "responsive": True}
 
 
@@ -42,6 +43,7 @@ def write_report(results: Results, path: Path) -> Path:
             "parallel": _as_html(parallel, "parallel"),
         },
         parallel_width=f"{_AXIS_WIDTH * (1 + len(parallel.data[0].dimensions))}px",
+        importance=_importance(results),
         seconds=_stage_seconds(results),
         failures=_failures(results),
         plotly=plotly.offline.get_plotlyjs(),
@@ -104,6 +106,16 @@ def _chosen(results: Results) -> dict[str, Any] | None:
         "layers": layers,
         "figure": _as_html(layers_figure(layers), "layers") if layers else "",
     }
+
+
+def _importance(results: Results) -> dict[str, Any] | None:
+    """Shares of the dimensions that matter most, where they can be computed."""
+    try:
+        table = results.importance().head(_IMPORTANT)
+    except ConfigError:
+        return None
+    rows = [{"name": str(name), "shares": list(shares)} for name, shares in zip(table.index, table.values, strict=True)]
+    return {"columns": list(table.columns), "rows": rows}
 
 
 def _stage_seconds(results: Results) -> list[tuple[str, float]]:

@@ -136,6 +136,9 @@ def test_importance_finds_the_dimension_that_matters(tmp_path):
     assert table["accuracy"].sum() == pytest.approx(1.0)
     assert table.loc["a/width", "accuracy"] > 0.9
     assert table.loc["method", "cost"] > 0.9
+    page = nc.Results(tmp_path).report(tmp_path / "report.html").read_text()
+    assert "What matters" in page
+    assert '<td class="name">a/width</td>' in page
 
 
 def test_importance_needs_enough_trials(folder):
@@ -148,6 +151,8 @@ def test_a_front_of_three_objectives_has_a_panel_for_each_further_one(folder):
     goal = nc.Goal([*GOAL.objectives, nc.Objective("drop", "min")])
     drawn = nc.Results(folder, goal).plot_front()
     assert [trace.xaxis for trace in drawn.data] == ["x"] * 3 + ["x2"] * 3
+    assert all("a/b: 1" in text for trace in (*drawn.data[:3], drawn.data[5]) for text in trace.hovertext)
+    assert not any("a/b" in text for trace in drawn.data[3:5] for text in trace.hovertext)
     assert drawn.layout.xaxis2.title.text == "drop (less is better)"
 
 
