@@ -81,14 +81,18 @@ class Results:
 
     def front(self) -> list[TrialRecord]:
         """Completed, feasible trials that no other dominates, by the first objective, best first."""
-        completed = [trial for trial in self.trials if trial.status == "completed"]
-        front = [completed[i] for i in front_indices(self.goal, [trial.metrics for trial in completed])]
-        return sorted(front, key=lambda trial: self.goal.losses(trial.metrics)[0])
+        return self._front_of([trial for trial in self.trials if trial.status == "completed"])
 
     def pareto_front(self) -> pd.DataFrame:
-        """The rows of `dataframe` that are on the front, by the first objective, best first."""
+        """The rows of `dataframe` that are on the front, by the first objective, best first.
+
+        As long as no trial has been completed, the front of what the others have reported last:
+        column status tells.
+        """
+        completed = [trial for trial in self.trials if trial.status == "completed"]
+        others = [trial for trial in self.trials if trial.status in ("stopped", "unfinished")]
         table = self.dataframe().set_index("trial_id", drop=False)
-        return table.loc[[trial.trial_id for trial in self.front()]].reset_index(drop=True)
+        return table.loc[[trial.trial_id for trial in self._front_of(completed or others)]].reset_index(drop=True)
 
     def hypervolume(self, reference: Mapping[str, float] | None = None) -> float:
         """Share of the box between the best and a reference value of each objective that the front dominates.
@@ -222,6 +226,10 @@ class Results:
         from ray_nascomp.results.report import write_report
 
         return write_report(self, Path(path))
+
+    def _front_of(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+        front = [trials[i] for i in front_indices(self.goal, [trial.metrics for trial in trials])]
+        return sorted(front, key=lambda trial: self.goal.losses(trial.metrics)[0])
 
     def _feasible_losses(self) -> np.ndarray:
         rows = [

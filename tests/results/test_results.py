@@ -177,6 +177,8 @@ def test_a_report_without_any_completed_trial_still_opens(tmp_path):
     write_trial(tmp_path, "running", [row(0.4, 4.0, final=False)])
     results = nc.Results(tmp_path)
     assert results.hypervolume() == 0
+    assert results.front() == []
+    assert results.pareto_front()[["trial_id", "status"]].values.tolist() == [["running", "unfinished"]]
     assert "No trial has completed" in results.report(tmp_path / "report.html").read_text()
     with pytest.raises(ConfigError, match="no trial has been completed"):
         results.best()
