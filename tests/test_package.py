@@ -53,7 +53,7 @@ PUBLIC = {
         "sparsity",
         "when",
     },
-    "ray_nascomp.searchers": {"EvolutionarySearch", "GoalSearcher"},
+    "ray_nascomp.searchers": {"BayesianSearch", "EvolutionarySearch", "GoalSearcher"},
     "ray_nascomp.schedulers": {"FeasibilityScheduler", "ParetoASHAScheduler"},
 }
 

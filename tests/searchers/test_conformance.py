@@ -1,9 +1,14 @@
 from __future__ import annotations
 
-from ray_nascomp.searchers import EvolutionarySearch
+from ray_nascomp.searchers import BayesianSearch, EvolutionarySearch
 from ray_nascomp.testing.searchers import SearcherConformance
 
 
 class TestEvolutionarySearch(SearcherConformance):
     def make(self, goal, cost_model=None, **options):
         return EvolutionarySearch(goal, cost_model, **options)
+
+
+class TestBayesianSearch(SearcherConformance):
+    def make(self, goal, cost_model=None, **options):
+        return BayesianSearch(goal, cost_model, **options)

@@ -12,7 +12,7 @@ import ray_nascomp as nc
 from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.observations import Status
 from ray_nascomp.pareto import normalised_hypervolume
-from ray_nascomp.searchers import EvolutionarySearch, GoalSearcher
+from ray_nascomp.searchers import BayesianSearch, EvolutionarySearch, GoalSearcher
 from ray_nascomp.space import Space
 
 GROUPS = 10
@@ -84,6 +84,39 @@ def test_screening_and_roles_pay():
     full = np.mean([volume(search(EvolutionarySearch(GOAL, size_of, seed=s), 80)) for s in seeds])
     unscreened = [volume(search(EvolutionarySearch(GOAL, size_of, seed=s, screening=False), 80)) for s in seeds]
     assert full > np.mean(unscreened) + 0.02
+
+
+@pytest.mark.slow
+def test_bayesian_search_finds_more_hypervolume_than_evolution():
+    seeds = range(3)
+    evolved = [volume(search(EvolutionarySearch(GOAL, size_of, seed=s), 50)) for s in seeds]
+    modelled = [volume(search(BayesianSearch(GOAL, size_of, seed=s), 50)) for s in seeds]
+    assert np.mean(modelled) > np.mean(evolved) + 0.01
+
+
+@pytest.mark.slow
+def test_bayesian_search_keeps_to_a_constraint_that_only_trials_tell():
+    goal = nc.Goal(GOAL.objectives, [nc.Constraint("accuracy", ">=", 0.8)])
+    random = search(RandomSearch(goal, size_of, seed=0), 200)
+    found = search(BayesianSearch(goal, size_of, seed=0), 40)[10:]
+    chance = np.mean([metrics["accuracy"] >= 0.8 for _, metrics in random])
+    assert np.mean([metrics["accuracy"] >= 0.8 for _, metrics in found]) > max(0.3, 3 * chance)
+
+
+def test_bayesian_search_learns_from_trials_that_were_stopped_early():
+    searcher = BayesianSearch(GOAL, size_of, seed=0)
+    searcher.set_search_properties(None, None, SPACE)
+    for number in range(30):
+        config = searcher.suggest(str(number))
+        stopped = number % 3 != 0
+        metrics = evaluate(config)
+        metrics["accuracy"] *= 0.5 if stopped else 1.0
+        result = {**metrics, "training_iteration": 3 if stopped else 9, "final": not stopped}
+        searcher.on_trial_complete(str(number), result)
+    finals = searcher.final_observations()
+    assert len(finals) == 10
+    config = searcher.suggest("next")
+    assert searcher.known_metrics(config) is not None
 
 
 def test_a_known_constraint_is_never_broken():
@@ -245,6 +278,7 @@ def test_the_goal_stays_what_it_is_and_the_space_is_set_once():
         (lambda: EvolutionarySearch(GOAL, 5), "cost_model: 5"),
         (lambda: EvolutionarySearch(GOAL, population_size=1), "population_size: 1"),
         (lambda: EvolutionarySearch(GOAL, initial=0), "initial: 0"),
+        (lambda: BayesianSearch(GOAL, initial=2), "initial: 2"),
         (lambda: EvolutionarySearch(GOAL, warm_start=[1]), "warm_start"),
         (
             lambda: EvolutionarySearch(GOAL).set_search_properties(None, None, {"a": tune.grid_search([1])}),
