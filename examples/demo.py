@@ -42,7 +42,7 @@ def main() -> None:
 
     console.rule("1. A network to compress")
     train, val, test = load_splits()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     network = train_network(train, seed=arguments.seed)
     task = nc.Task(
         network,

@@ -28,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     train, val, test = load_splits()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     task = nc.Task(train_network(train), train, val, test_data=test)
     goal = nc.Goal(
         [nc.Objective("accuracy"), nc.Objective("speedup"), nc.Objective("size_mb", "min")],

@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     train, val, _ = load_splits()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     task = nc.Task(train_network(train), train, val)
     space = nc.compression_space(task, sparsities="uniform")
     space["quantize"]["bits"] = 8  # A plain value fixes a dimension,
