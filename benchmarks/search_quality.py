@@ -30,7 +30,7 @@ from ray import tune
 
 from ray_nascomp import Goal, Objective
 from ray_nascomp.pareto import front_indices
-from ray_nascomp.searchers import BayesianSearch, EvolutionarySearch, GoalSearcher
+from ray_nascomp.searchers import BayesianSearch, EvolutionarySearch, GoalSearcher, HybridSearch
 from ray_nascomp.testing.problems import Problem
 
 CHECKPOINTS = (25, 50, 70, 100, 120, 200)
@@ -138,6 +138,7 @@ SEARCHERS: dict[str, Run] = {
     "evolutionary+costs-screening": ours(lambda *a, **k: EvolutionarySearch(*a, screening=False, **k), True),
     "bayesian": ours(BayesianSearch, False),
     "bayesian+costs": ours(BayesianSearch, True),
+    "hybrid+costs": ours(HybridSearch, True),
 }
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from ray_nascomp.searchers.operators import crossover, mutate
 if TYPE_CHECKING:
     import torch
     from botorch.models import SingleTaskGP
+    from botorch.posteriors.torch import TorchPosterior
 
 _POOL = 160
 _RANDOM_SHARE = 0.25
@@ -134,7 +136,7 @@ class BayesianSearch(GoalSearcher):
         for column, metric in enumerate(self.goal.metrics):
             if metric in inputs.known:
                 position = inputs.width + inputs.known.index(metric)
-                models.append(GenericDeterministicModel(lambda x, p=position: x[..., p : p + 1]))
+                models.append(GenericDeterministicModel(partial(_column, position)))
             else:
                 models.append(self._model(metric, inputs, column))
         self._fitted_at = self._due() or self._fitted_at
@@ -150,7 +152,7 @@ class BayesianSearch(GoalSearcher):
             model=model,
             ref_point=low - 0.1 * (high - low).clamp_min(1e-3),
             X_baseline=baseline,
-            sampler=get_sampler(model.posterior(baseline[:1]), sample_shape=samples, seed=0),
+            sampler=get_sampler(cast("TorchPosterior", model.posterior(baseline[:1])), sample_shape=samples, seed=0),
             objective=GenericMCMultiOutputObjective(lambda y, **_: y[..., chosen] * signs),
             constraints=[inputs.slack(constraint) for constraint in self.goal.constraints] or None,
             X_pending=inputs.rows(self.pending) if self.pending else None,
@@ -182,11 +184,16 @@ class BayesianSearch(GoalSearcher):
                     ExactMarginalLogLikelihood(fitted.likelihood, fitted), options={"maxiter": _FIT_STEPS}
                 )
             self._hyperparameters[metric] = {name: value.tolist() for name, value in fitted.named_parameters()}
-        model = inputs.process(column, np.arange(len(inputs.train)))
+        model: SingleTaskGP = inputs.process(column, np.arange(len(inputs.train)))
         for name, parameter in model.named_parameters():
             value = self._hyperparameters[metric][name]
             parameter.data = torch.tensor(value, dtype=torch.double).reshape(parameter.shape)
-        return model.eval()
+        model.eval()
+        return model
+
+
+def _column(position: int, rows: torch.Tensor) -> torch.Tensor:
+    return rows[..., position : position + 1]
 
 
 class _Inputs:
@@ -261,7 +268,7 @@ class _Inputs:
             return SingleTaskGP(self.train[rows], targets, outcome_transform=None, input_transform=features)
 
     def _standardised(self, metrics: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return (self._table(metrics) - self._mean) / self._scale
+        return np.asarray((self._table(metrics) - self._mean) / self._scale)
 
     def _table(self, metrics: Sequence[Mapping[str, Any]]) -> np.ndarray:
         names = self._searcher.goal.metrics

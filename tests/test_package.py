@@ -53,7 +53,7 @@ PUBLIC = {
         "sparsity",
         "when",
     },
-    "ray_nascomp.searchers": {"BayesianSearch", "EvolutionarySearch", "GoalSearcher"},
+    "ray_nascomp.searchers": {"BayesianSearch", "EvolutionarySearch", "GoalSearcher", "GreedySearch", "HybridSearch"},
     "ray_nascomp.schedulers": {"FeasibilityScheduler", "ParetoASHAScheduler"},
 }
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ray_nascomp.searchers import BayesianSearch, EvolutionarySearch
+from ray_nascomp.searchers import BayesianSearch, EvolutionarySearch, HybridSearch
 from ray_nascomp.testing.searchers import SearcherConformance
 
 
@@ -12,3 +12,8 @@ class TestEvolutionarySearch(SearcherConformance):
 class TestBayesianSearch(SearcherConformance):
     def make(self, goal, cost_model=None, **options):
         return BayesianSearch(goal, cost_model, **options)
+
+
+class TestHybridSearch(SearcherConformance):
+    def make(self, goal, cost_model=None, **options):
+        return HybridSearch(goal, cost_model, **options)

@@ -12,7 +12,7 @@ import ray_nascomp as nc
 from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.observations import Status
 from ray_nascomp.pareto import normalised_hypervolume
-from ray_nascomp.searchers import BayesianSearch, EvolutionarySearch, GoalSearcher
+from ray_nascomp.searchers import BayesianSearch, EvolutionarySearch, GoalSearcher, HybridSearch
 from ray_nascomp.space import Space
 
 GROUPS = 10
@@ -117,6 +117,28 @@ def test_bayesian_search_learns_from_trials_that_were_stopped_early():
     assert len(finals) == 10
     config = searcher.suggest("next")
     assert searcher.known_metrics(config) is not None
+
+
+def test_a_portfolio_gives_most_trials_to_the_member_that_pays():
+    asked = {"evolution": 0, "first corner": 0}
+
+    class Counted(EvolutionarySearch):
+        def propose(self):
+            asked["evolution"] += 1
+            return super().propose()
+
+    class Corner(GoalSearcher):
+        """Stays where nothing is to be gained: everything pruned as far as it goes."""
+
+        def propose(self):
+            asked["first corner"] += 1
+            config = self.space.sample(self.rng)
+            config["prune"]["sparsity"] = dict.fromkeys(config["prune"]["sparsity"], 0.9)
+            return config
+
+    results = [volume(search(HybridSearch(GOAL, size_of, members=[Counted, Corner], seed=s), 60)) for s in range(5)]
+    assert asked["evolution"] > 1.3 * asked["first corner"]
+    assert np.mean(results) > np.mean([volume(search(RandomSearch(GOAL, seed=s), 60)) for s in range(5)]) + 0.03
 
 
 def test_a_known_constraint_is_never_broken():
@@ -279,6 +301,7 @@ def test_the_goal_stays_what_it_is_and_the_space_is_set_once():
         (lambda: EvolutionarySearch(GOAL, population_size=1), "population_size: 1"),
         (lambda: EvolutionarySearch(GOAL, initial=0), "initial: 0"),
         (lambda: BayesianSearch(GOAL, initial=2), "initial: 2"),
+        (lambda: HybridSearch(GOAL, members=[EvolutionarySearch]), "members: 1"),
         (lambda: EvolutionarySearch(GOAL, warm_start=[1]), "warm_start"),
         (
             lambda: EvolutionarySearch(GOAL).set_search_properties(None, None, {"a": tune.grid_search([1])}),
