@@ -225,20 +225,11 @@ class _Inputs:
         """Rows of configs, shape `(configs, width + known)`; `shares` of the full length, 1 unless told."""
         import torch
 
-        space = self._searcher.space
-        encoded = space.encode(configs)
-        columns = []
-        for index, dimension in enumerate(space.dimensions):
-            column = encoded[:, index]
-            count = len(dimension.categories)
-            if dimension.is_ordinal or count < 3:
-                columns.append(column[:, None])
-            else:
-                columns.append(np.eye(count)[np.rint(column * (count - 1)).astype(int)])
+        features = self._searcher.space.features(self._searcher.space.encode(configs))
         length = np.ones(len(configs)) if shares is None else np.array(shares)
         positions = [self._searcher.goal.metrics.index(metric) for metric in self.known]
         costs = self._standardised([self._searcher.known_metrics(config) or {} for config in configs])[:, positions]
-        return torch.from_numpy(np.concatenate([*columns, length[:, None], costs], axis=1))
+        return torch.from_numpy(np.concatenate([features, length[:, None], costs], axis=1))
 
     def scaled(self, metrics: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """The goal's metrics, each standardised by the final results, shape `(results, metrics)`."""

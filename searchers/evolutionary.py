@@ -152,7 +152,7 @@ class EvolutionarySearch(GoalSearcher):
     ) -> dict[str, Any]:
         """The child with the largest predicted gain in hypervolume, one sample of each prediction."""
         surrogate, unknown = self._fit(finals, encoded)
-        mean, deviation = surrogate.predict(self.space.encode(children))
+        mean, deviation = surrogate.predict(self.space.features(self.space.encode(children)))
         drawn = mean + deviation * self.rng.standard_normal(mean.shape)
         feasible = losses[violations == 0]
         front = feasible[moocore.is_nondominated(feasible)] if len(feasible) else losses[:0]
@@ -186,7 +186,7 @@ class EvolutionarySearch(GoalSearcher):
             values = np.array([self._values[i] for i in self.final_positions()])
             targets = values.reshape(len(finals), -1)[:, columns]
             usable = np.isfinite(targets).all(axis=1)
-            self._surrogate = NeighbourSurrogate(encoded[usable], targets[usable]), unknown
+            self._surrogate = NeighbourSurrogate(self.space.features(encoded[usable]), targets[usable]), unknown
         return self._surrogate
 
 

@@ -115,6 +115,17 @@ class Space:
         rows = [[self._place(i, value) for i, value in enumerate(self.values(config))] for config in configs]
         return np.array(rows, dtype=float).reshape(len(configs), len(self))
 
+    def features(self, encoded: np.ndarray) -> np.ndarray:
+        """Encoded configs `(n, dimensions)` for models: unordered categoricals of three values or more one-hot."""
+        columns = []
+        for column, dimension in zip(encoded.T, self.dimensions, strict=True):
+            count = len(dimension.categories)
+            if dimension.is_ordinal or count < 3:
+                columns.append(column[:, None])
+            else:
+                columns.append(np.eye(count)[np.rint(column * (count - 1)).astype(int)])
+        return np.concatenate([*columns, np.empty((len(encoded), 0))], axis=1)
+
     def decode(self, row: Sequence[float]) -> dict[str, Any]:
         """The canonical config nearest to a point of the unit cube, shape `(dimensions,)`."""
         return self.to_config([d.from_unit(float(unit)) for d, unit in zip(self.dimensions, row, strict=True)])

@@ -92,3 +92,9 @@ def test_values_outside_are_named_with_what_is_allowed():
         nc.sparsity(0.0, 1.0)
     with pytest.raises(ConfigError, match="bits"):
         nc.bits([0])
+
+
+def test_features_tell_unordered_values_apart_without_an_order():
+    space = Space({"kind": tune.choice(["a", "b", "c"]), "bits": tune.choice([4, 8, 32]), "x": tune.uniform(0, 2)})
+    features = space.features(space.encode([{"kind": "c", "bits": 8, "x": 0.5}, {"kind": "a", "bits": 32, "x": 2.0}]))
+    np.testing.assert_allclose(features, [[0, 0, 1, 0.5, 0.25], [1, 0, 0, 1, 1]])
