@@ -53,6 +53,7 @@ def compression_space(
         space["prune"] = {
             "method": tune.choice(list(_STRUCTURED)),
             "sparsity": per_group if sparsities == "group" else sparsity(upper=max_sparsity),
+            "round_to": 8,
         }
     space["finetune"] = {
         "lr": tune.loguniform(3e-4, 1e-2),

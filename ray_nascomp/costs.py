@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +68,15 @@ def removed_channels(plan: CompressionPlan, base: ModelSpec, spec: ModelSpec) ->
             raise LayerCollapsedError(
                 f"group {group.name!r} has {group.width} channels; a sparsity of {sparsity:g} would leave none"
             )
-        removed[group.name] = count
+        removed[group.name] = group.width - _rounded(group.width - count, group.width, plan.prune.round_to)
     return removed
+
+
+def _rounded(kept: int, width: int, multiple: int) -> int:
+    """The nearest multiple that a group can have; a group that is whole or narrower stays as it is."""
+    if kept == width or width <= multiple:
+        return kept
+    return min(width, max(multiple, round(kept / multiple) * multiple))
 
 
 def layer_costs(spec: ModelSpec, removed: Mapping[str, int], bits: Callable[[str], int]) -> list[LayerCost]:
@@ -131,6 +139,11 @@ class CostModel:
         """Values that configs with the same meaning share."""
         plan = CompressionPlan.from_config(config, self.spec)
         canonical = plan.canonical()
+        if "prune" in canonical and plan.prune.method != "level":
+            # Sparsities that remove the same channels mean the same.
+            with suppress(InfeasibleError):
+                counts = removed_channels(plan, self.spec, self.spec_of(plan))
+                canonical["prune"] = {"method": plan.prune.method, "sparsity": {n: c for n, c in counts.items() if c}}
         if self._builder is not None:
             canonical["architecture"] = self._builder.key(plan.architecture)
             layers = {layer.name for layer in self.spec_of(plan).layers}

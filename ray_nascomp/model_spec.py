@@ -32,10 +32,12 @@ class LayerSpec:
         kind: What the layer is.
         weight_shape: Shape of `weight` as torch has it; for "other" empty.
         bias: Whether there is a bias, one value an output channel.
-        positions: Output positions of one sample: pixels or tokens, summed over calls.
+        positions: Output positions of one sample: pixels or tokens, summed over calls; 0 for a layer that
+            is never called or shares its weight, which then counts in `ModelSpec.extra_macs`.
         fixed_params: Parameters that no group changes ("other").
-        out_group: Group whose width is the number of output channels.
-        in_groups: Pairs (group, inputs for each of its channels) that make up the input channels.
+        out_group: Group whose width is the number of output channels, for layers that produce them.
+        in_groups: Pairs (group, inputs for each of its channels) that make up the input channels; for
+            normalisations and embeddings, the channels that they pass on.
         folds_into: For a batch normalisation, the convolution that it merges with on export.
     """
 
@@ -52,7 +54,7 @@ class LayerSpec:
     @property
     def is_compressible(self) -> bool:
         """Whether the layer multiplies by a weight that can be quantized."""
-        return self.kind in ("conv", "depthwise_conv", "linear")
+        return self.kind in ("conv", "depthwise_conv", "linear") and self.positions > 0
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _trace(model: nn.Module, example_inputs: Any) -> ModelSpec:
     from torch.utils.flop_counter import FlopCounterMode
 
     from ray_nascomp.compression.fold import foldable_pairs
-    from ray_nascomp.compression.graph import build_graph
+    from ray_nascomp.compression.graph import build_graph, modules_with_tied_weights
     from ray_nascomp.tasks.calling import batch_size_of, call
 
     samples = batch_size_of(example_inputs)
@@ -166,11 +168,25 @@ def _trace(model: nn.Module, example_inputs: Any) -> ModelSpec:
     finally:
         for handle in handles:
             handle.remove()
-    groups, out_groups, in_groups = build_graph(traced, example_inputs)
+    try:
+        groups, out_groups, in_groups = build_graph(traced, example_inputs)
+    except UntraceableModelError:
+        raise
+    except Exception as error:
+        raise UntraceableModelError(
+            f"torch-pruning finds no groups in {type(model).__name__} ({type(error).__name__}: {error})"
+        ) from error
+    tied = modules_with_tied_weights(traced)
     folds = {norm: conv for conv, norm in foldable_pairs(traced, example_inputs)}
     layers = tuple(
         replace(
-            _layer_spec(name, module, positions.get(name, 0), out_groups.get(name), in_groups.get(name, ())),
+            _layer_spec(
+                name,
+                module,
+                0 if module in tied else positions.get(name, 0),
+                out_groups.get(name),
+                in_groups.get(name, ()),
+            ),
             folds_into=folds.get(name),
         )
         for name, module in traced.named_modules()
@@ -242,9 +258,9 @@ def resize(layer: LayerSpec, removed: Mapping[str, int]) -> tuple[int, ...]:
     gone_out = removed.get(layer.out_group, 0) if layer.out_group else 0
     gone_in = sum(removed.get(group, 0) * count for group, count in layer.in_groups)
     if layer.kind == "embedding":
-        shape[1] -= gone_out
+        shape[1] -= gone_in
         return tuple(shape)
-    shape[0] -= gone_out
+    shape[0] -= gone_in if layer.kind in ("batch_norm", "norm") else gone_out
     if layer.kind in ("conv", "linear"):
         shape[1] -= gone_in
     return tuple(shape)

@@ -36,10 +36,13 @@ class PruneStage:
     Attributes:
         method: One of `PRUNE_METHODS`; "level" removes single weights, the others channels.
         sparsity: Group name, or "*" for all others -> share of channels (or weights) to remove, in [0, 1).
+        round_to: Channels that are left come in multiples of this, 1 or more; runtimes are fast at
+            multiples of 8 or 16.
     """
 
     method: str = "l1_norm"
     sparsity: Mapping[str, float] = field(default_factory=dict)
+    round_to: int = 1
 
     def of(self, group: str) -> float:
         """Sparsity of a group."""
@@ -152,7 +155,7 @@ class CompressionPlan:
             sparsity = {
                 name: value for name, value in self.prune.sparsity.items() if value or ALL in self.prune.sparsity
             }
-            plan["prune"] = {"method": self.prune.method, "sparsity": sparsity}
+            plan["prune"] = {"method": self.prune.method, "sparsity": sparsity, "round_to": self.prune.round_to}
         finetune = dataclasses.asdict(self.finetune)
         if not self.finetune.distill.weight:
             del finetune["distill"]
@@ -206,7 +209,11 @@ def _prune(section: Mapping[str, Any], groups: list[str]) -> PruneStage:
     sparsity = _per_name(section.get("sparsity", {}), "prune.sparsity", groups, "group")
     for name, value in sparsity.items():
         sparsity[name] = round(_number(value, f"prune.sparsity.{name}", 0.0, 1.0, include_upper=False), 9)
-    return PruneStage(_choice(section, "prune", "method", PRUNE_METHODS, PruneStage.method), sparsity)
+    round_to = section.get("round_to", PruneStage.round_to)
+    if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
+        raise ConfigError(f"prune.round_to: {round_to!r} was given, a whole number of 1 or more is allowed")
+    method = _choice(section, "prune", "method", PRUNE_METHODS, PruneStage.method)
+    return PruneStage(method, sparsity, int(round_to))
 
 
 def _finetune(section: Mapping[str, Any]) -> FinetuneStage:

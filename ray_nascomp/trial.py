@@ -38,6 +38,11 @@ def compression_trainable(task: Task, goal: Goal, *, epochs: int = 8) -> type[tu
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
         raise ConfigError(f"epochs: {epochs!r} was given, a whole number of 0 or more is allowed")
     goal.check_reported(reported_metrics(task))
+    for objective in goal.objectives:
+        if objective.metric == task.metric and objective.mode != task.mode:
+            raise ConfigError(
+                f"objective {objective.metric!r}: mode {objective.mode!r} was given, the task says {task.mode!r}"
+            )
     packed = pack((task, CostModel(task)))
     return tune.with_parameters(CompressionTrial, packed=packed, goal=goal, epochs=epochs)
 

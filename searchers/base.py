@@ -8,6 +8,7 @@ reports; `on_trial_complete` turns it into an `Observation`.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.goals import Goal
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.space import Space
+
+logger = logging.getLogger(__name__)
 
 CostFunction = Callable[[Mapping[str, Any]], Mapping[str, float]]
 _TRIES = 64
@@ -120,6 +123,11 @@ class GoalSearcher(Searcher):
         """A config that is neither known nor pending, or `Searcher.FINISHED` if there is none left."""
         config = self._next_point() or self._next_proposal()
         if config is None:
+            logger.warning(
+                "%s ends after %d trials: no other config is new and within the constraints on known costs",
+                type(self).__name__,
+                len(self.observations),
+            )
             return Searcher.FINISHED
         self._pending[trial_id] = config
         self._keys.add(self.key(config))

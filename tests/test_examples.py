@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(script: str, *arguments: str, folder: Path) -> str:
-    environment = {**os.environ, "RAY_AIR_LOCAL_CACHE_DIR": str(folder), "TUNE_RESULT_DIR": str(folder)}
+    environment = {**os.environ, "HOME": str(folder)}  # Tune writes to ~/ray_results.
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / script), *arguments],
         capture_output=True,

@@ -51,7 +51,7 @@ def test_what_does_not_matter_is_left_out_of_the_canonical_form(spec):
         ({"prune": {"sparsity": float("nan")}}, "nan was given"),
         ({"prune": {"sparsity": "half"}}, "'half' was given"),
         ({"prune": {"method": "magnitude"}}, r"prune.method: 'magnitude'.*'l1_norm'"),
-        ({"prune": {"ratio": 0.5}}, r"prune: 'ratio' is unknown; allowed: 'method', 'sparsity'"),
+        ({"prune": {"ratio": 0.5}}, r"prune: 'ratio' is unknown; allowed: 'method', 'sparsity', 'round_to'"),
         ({"prune": 0.5}, "prune: 0.5 was given, a dict"),
         ({"quantize": {"bits": 3}}, r"quantize.bits.\*.*'ptq': 3 is unknown; allowed: 8, 32"),
         ({"quantize": {"bits": {"conv": 8}}}, r"layer: 'conv' is unknown"),

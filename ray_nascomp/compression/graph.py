@@ -67,6 +67,7 @@ def build_graph(model: nn.Module, example_inputs: Any) -> tuple[tuple[GroupSpec,
     """
     names = {module: name for name, module in model.named_modules()}
     order = {name: index for index, name in enumerate(names.values())}
+    tied = modules_with_tied_weights(model)
     graph = dependency_graph(model, example_inputs)
     groups: list[GroupSpec] = []
     out_groups: dict[str, str] = {}
@@ -76,12 +77,12 @@ def build_graph(model: nn.Module, example_inputs: Any) -> tuple[tuple[GroupSpec,
         producers: list[str] = []
         regular = True
         consumers: dict[str, int] = {}
-        others: list[str] = []
+        others: dict[str, int] = {}
         for dependency, indices in members:
             name = names.get(dependency.target.module)
             module = dependency.target.module
             # Bare parameters and recurrent layers are not resized.
-            regular = regular and not isinstance(module, (nn.Parameter, _RecurrentStandIn))
+            regular = regular and not isinstance(module, (nn.Parameter, _RecurrentStandIn)) and module not in tied
             if name is None:
                 continue
             pruner = graph.get_pruner_of_module(module)
@@ -93,15 +94,15 @@ def build_graph(model: nn.Module, example_inputs: Any) -> tuple[tuple[GroupSpec,
             elif isinstance(module, _PRODUCERS):
                 producers.append(name)
                 regular = regular and len(indices) == width
-            elif next(module.parameters(recurse=False), None) is not None:
-                others.append(name)
-                regular = regular and len(indices) == width
+            elif any(parameter.numel() > 1 for parameter in module.parameters(recurse=False)):
+                others[name] = others.get(name, 0) + len(indices)
         producers = sorted(set(producers), key=order.__getitem__)
         root = producers[0]
-        regular = regular and all(count % width == 0 for count in consumers.values())
-        for name in {*producers, *others}:
+        followers = consumers | others
+        regular = regular and all(count % width == 0 for count in followers.values())
+        for name in producers:
             out_groups[name] = root
-        for name, count in consumers.items():
+        for name, count in followers.items():
             in_groups.setdefault(name, []).append((root, count // width))
         prunable = regular and bool(consumers) and width > 1
         groups.append(GroupSpec(root, width, tuple(producers), prunable))
@@ -111,6 +112,15 @@ def build_graph(model: nn.Module, example_inputs: Any) -> tuple[tuple[GroupSpec,
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def modules_with_tied_weights(model: nn.Module) -> set[nn.Module]:
+    """Modules that share a parameter with another; torch-pruning would take them apart."""
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(module)
+    return {module for modules in owners.values() if len(modules) > 1 for module in modules}
 
 
 def remove_channels(model: nn.Module, example_inputs: Any, removed: dict[str, list[int]]) -> None:
@@ -157,7 +167,7 @@ def _runs_without(model: nn.Module, example_inputs: Any, names: list[str]) -> bo
             expected = call(model, example_inputs).shape
             remove_channels(smaller, example_inputs, {name: [0] for name in names})
             return call(smaller, example_inputs).shape == expected
-    except (RuntimeError, ValueError, IndexError):
+    except Exception:  # Whatever a model says to a channel less, it cannot do without it.
         return False
 
 

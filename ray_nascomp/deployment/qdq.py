@@ -144,11 +144,15 @@ class _GraphEditor:
         self._before: dict[int, list[onnx.NodeProto]] = {}
         self._after: dict[int, list[onnx.NodeProto]] = {}
         self._quantized: dict[tuple[str, float, int], str] = {}
+        self._weights: set[str] = set()
         self._count = 0
 
     def add_weight(self, layer: str, integers: np.ndarray, scales: np.ndarray, axis: int, before: int) -> str:
         """Name of the dequantized weight."""
         prefix = f"{layer}.weight"
+        if layer in self._weights:
+            return f"{prefix}_d"
+        self._weights.add(layer)
         self._constant(f"{prefix}_q", np.ascontiguousarray(integers))
         self._constant(f"{prefix}_s", scales)
         self._constant(f"{prefix}_z", np.zeros(len(scales), np.int8))

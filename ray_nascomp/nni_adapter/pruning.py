@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from nni.compression import pruning
 from torch import Tensor, nn
 
@@ -78,7 +78,8 @@ def weight_masks(model: nn.Module, task: Task, sparsity: Mapping[str, float]) ->
 
 
 def _masks(model: nn.Module, task: Task, method: str, config: list[dict[str, Any]], seed: int) -> dict[str, Tensor]:
-    """Runs a pruner; returns the masks of the weights."""
+    """Runs a pruner on a copy; returns the masks of the weights."""
+    model = copy.deepcopy(model)
     if method == "taylor":
         batches = itertools.chain.from_iterable(task.train_batches(seed + epoch) for epoch in itertools.count())
         evaluator = make_evaluator(model, task, train_on(itertools.islice(batches, _TAYLOR_STEPS)))
@@ -87,19 +88,7 @@ def _masks(model: nn.Module, task: Task, method: str, config: list[dict[str, Any
         pruner = _DATA_FREE[method](model, config)
     else:
         raise ConfigError.unknown("prune.method", method, PRUNE_METHODS)
-    training = model.training
-    # Gradients are looked at in evaluation mode, so that batch statistics stay as they are.
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        _, masks = pruner.compress()
-    finally:
-        pruner.unwrap_model()
-        model.train(training)
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
-        model.zero_grad(set_to_none=True)
+    _, masks = pruner.compress()
     return {name: targets["weight"].detach() for name, targets in masks.items()}
 
 

@@ -51,6 +51,8 @@ def make_candidate(task: Task, plan: CompressionPlan) -> Candidate:
         InfeasibleError: If the plan cannot be carried out.
     """
     network, spec = task.trace(plan.architecture)
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # All of the network is trained back.
     counts = removed_channels(plan, task.spec, spec)
     masks: dict[str, Tensor] = {}
     removed: dict[str, list[int]] = {}

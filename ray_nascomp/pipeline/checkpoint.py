@@ -43,7 +43,7 @@ def save_run(run: CompressionRun, folder: Path) -> None:
         tensors = {f"network.{name}": value for name, value in run.candidate.network.state_dict().items()}
         tensors |= {f"mask.{name}": value for name, value in run.candidate.masks.items()}
         if run.optimizer is not None and not run.is_done:
-            tensors |= _optimizer_tensors(run.optimizer)
+            tensors |= _optimizer_tensors(run.optimizer, run.candidate.network)
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     save_file(
         {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, folder / WEIGHTS_FILE
@@ -114,7 +114,7 @@ def restore_run(run: CompressionRun, folder: Path) -> None:
         optimizer = _with_prefix(tensors, "optimizer.")
         if optimizer:
             run.optimizer = run._trainer.make_optimizer(run.candidate.network)
-            _load_optimizer(run.optimizer, optimizer)
+            _load_optimizer(run.optimizer, run.candidate.network, optimizer)
     facts = manifest["first"]
     if facts is not None:
         file = folder / (MODEL_FILE if run.is_done else _FIRST_FILE)
@@ -141,21 +141,20 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name: pruning may have changed the parameters' order."""
     return {
-        f"optimizer.{index}.{name}": torch.as_tensor(value)
-        for index, entries in state.items()
-        for name, value in entries.items()
+        f"optimizer.{entry}.{name}": torch.as_tensor(value)
+        for name, parameter in network.named_parameters()
+        for entry, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
+def _load_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(network.named_parameters())
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        entry, name = key.split(".", 1)
+        optimizer.state[parameters[name]][entry] = value
 
 
 def _artifact_facts(artifact: Artifact) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -14,13 +14,16 @@ from torch import nn
 
 from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.deployment.compact import compact
-from ray_nascomp.deployment.export import export_onnx
+from ray_nascomp.deployment.export import ExportError, export_onnx
 from ray_nascomp.deployment.qdq import insert_quantization, unfollowed_convolutions
 from ray_nascomp.deployment.runtime import Latency, compare_latency, make_session, session_predictor
 from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
 from ray_nascomp.pipeline.candidate import Candidate
 from ray_nascomp.tasks.base import Task
 from ray_nascomp.tasks.data import Data
+
+_MAX_ERROR = 0.1
+"""Largest relative difference (L2) of a file's outputs from the simulated model's."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Baseline:
     """
 
     value: float
-    content: bytes
+    content: bytes = field(repr=False)
     session: onnxruntime.InferenceSession
 
 
@@ -64,7 +67,7 @@ class Artifact:
         latency: Time at batch size 1 and one thread, next to the original's.
     """
 
-    content: bytes
+    content: bytes = field(repr=False)
     value: float
     error: float
     latency: Latency
@@ -167,6 +170,9 @@ def make_artifact(
         proto: The folded network as ONNX in floating point.
         simulation: Its scales, and the outputs that the file's are compared with.
         task: The task.
+
+    Raises:
+        ExportError: If the file does not do what the network does.
     """
     if simulation.calibration:
         proto = insert_quantization(proto, weights_of(candidate, folded), simulation.calibration)
@@ -174,6 +180,11 @@ def make_artifact(
     session = make_session(content)
     value, outputs = evaluate_with_outputs(session, task)
     error = float((outputs - simulation.outputs).norm() / simulation.outputs.norm().clamp(min=1e-12))
+    if not error <= _MAX_ERROR:
+        raise ExportError(
+            f"the exported file's outputs on the validation data differ from the model's by {error:.2g} (relative); "
+            f"up to {_MAX_ERROR:g} is allowed. Does the model branch on its inputs?"
+        )
     inputs = task.val_data.head(1)[0]
     latency = compare_latency(baseline_of(task).session, session, inputs, task.input_names)
     return Artifact(content, value, error, latency)

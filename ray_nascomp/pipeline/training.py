@@ -76,6 +76,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed)
         batches = list(data.index_batches(self._task.batch_size, generator))
         weights: dict[str, Any] = {name: network.get_submodule(name).weight for name in self.masks}
+        # Wrapping changes the order of parameters, and with it the last digit of the norm.
+        ordered = [parameter for _, parameter in sorted(network.named_parameters())]
         network.train()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -88,7 +90,7 @@ class Trainer:
                 self._indices = indices
                 optimizer.zero_grad()
                 step(data.take(indices), network).backward()
-                nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
+                nn.utils.clip_grad_norm_(ordered, _MAX_GRADIENT_NORM)
                 optimizer.step()
                 with torch.no_grad():
                     for name, mask in self.masks.items():

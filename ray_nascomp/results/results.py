@@ -249,7 +249,10 @@ class Results:
     def _why_none(self, completed: list[TrialRecord], goal: Goal) -> str:
         if not completed:
             statuses = pd.Series([trial.status for trial in self.trials]).value_counts().to_dict()
-            return f"no trial has been completed: {statuses}"
+            return (
+                f"no trial has been completed: {statuses}; a trial is complete after epochs + 1 reports, "
+                "so a scheduler's max_t has to be at least that"
+            )
         nearest = min(completed, key=lambda trial: goal.violation(trial.metrics))
         values = {c.metric: nearest.metrics.get(c.metric) for c in goal.constraints}
         bounds = ", ".join(str(constraint) for constraint in goal.constraints)
@@ -304,4 +307,4 @@ def _recorded_goal(trials: list[TrialRecord]) -> Goal:
         text = trial.metrics.get("goal")
         if isinstance(text, str):
             return Goal.from_json(text)
-    raise ConfigError("goal: none was given and the trials do not report one; Results(..., goal=Goal(...)) is needed")
+    raise ConfigError("goal: none was given and no trial has reported one; Results(..., goal=Goal(...)) is needed")

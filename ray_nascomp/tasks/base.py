@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -140,6 +141,8 @@ class Task:
                 raise ConfigError.unknown("architecture", key, self.architecture)
         canonical = self._architecture_space.canonical(architecture)
         network = self.build(canonical)
+        if not isinstance(network, nn.Module):
+            raise ConfigError(f"build: it returned a {type(network).__name__}, a torch.nn.Module is allowed")
         inherit_weights(network, self.model)
         return network.to(device_of(self.model))
 
@@ -203,7 +206,10 @@ class Task:
         everything = torch.cat(outputs)
         if not torch.isfinite(everything).all():
             raise NonFiniteModelError("the model's outputs are not finite")
-        return float(self._metric_function(everything, torch.cat(targets)))
+        value = float(self._metric_function(everything, torch.cat(targets)))
+        if not math.isfinite(value):
+            raise NonFiniteModelError(f"the metric {self.metric} is {value}")
+        return value
 
     def drop(self, value: float, baseline: float) -> float:
         """How much worse a metric's value is than the baseline's, positive if worse."""
@@ -231,4 +237,9 @@ def find_task(fingerprint: str) -> Task | None:
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> float:
+    if outputs.shape[:-1] != targets.shape:
+        raise ConfigError(
+            f"metric: accuracy needs one class index for each row of logits; outputs of shape {tuple(outputs.shape)} "
+            f"and targets of shape {tuple(targets.shape)} were given"
+        )
     return (outputs.argmax(dim=-1) == targets).float().mean().item()

@@ -15,12 +15,18 @@ def call(model: Any, inputs: Any) -> Tensor:
     Of an output object with `logits` these are taken, of a dict "logits" or its first value,
     of a tuple the first element.
     """
-    if isinstance(inputs, Mapping):
-        output = model(**inputs)
-    elif isinstance(inputs, (tuple, list)):
-        output = model(*inputs)
-    else:
-        output = model(inputs)
+    # torch's fused attention in evaluation mode goes past the layers, and so past what wraps them.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        if isinstance(inputs, Mapping):
+            output = model(**inputs)
+        elif isinstance(inputs, (tuple, list)):
+            output = model(*inputs)
+        else:
+            output = model(inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return main_output(output)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.tasks.calling import map_tensors
+from ray_nascomp.tasks.calling import map_tensors, tensors_of
 
 Batch = tuple[Any, Tensor]
 _TARGET_KEYS = ("labels", "label", "targets", "target")
@@ -42,6 +42,9 @@ class Data:
         if isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[1], Tensor):
             self._tensors = (source[0], source[1])
             self._length = len(source[1])
+            sizes = {name: len(tensor) for name, tensor in tensors_of(source[0]).items()}
+            if any(size != self._length for size in sizes.values()):
+                raise ConfigError(f"{name}: inputs of {sizes} samples were given with {self._length} targets")
         elif isinstance(source, Dataset) or (isinstance(source, Sequence) and not isinstance(source, str)):
             try:
                 self._length = len(source)  # type: ignore[arg-type]

@@ -28,7 +28,8 @@ def masked(task, candidate) -> torch.nn.Module:
     network = copy.deepcopy(task.model)
     with torch.no_grad():
         for layer in task.spec.layers:
-            dead = candidate.removed.get(layer.out_group, [])
+            owner = layer.out_group or (layer.in_groups[0][0] if layer.kind == "batch_norm" else None)
+            dead = candidate.removed.get(owner, [])
             module = network.get_submodule(layer.name)
             for parameter in (module.weight, module.bias) if dead else ():
                 if parameter is not None:

@@ -1,0 +1,176 @@
+"""Models that are built in unusual ways: right, or refused with the reason, and never wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import ray_nascomp as nc
+from ray_nascomp.deployment.export import ExportError
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.pipeline import CompressionRun
+
+INPUTS = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+DATA = (INPUTS, torch.arange(64) % 10)
+HALF = {"prune": {"sparsity": 0.5}, "quantize": {"bits": 8}}
+
+
+def conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+class TiedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(192, 192), nn.Linear(192, 192)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(192, 10)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.second(torch.relu(self.first(x.flatten(1))))))
+
+
+class DenseNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm, self.head = conv(3, 8), conv(8, 6), nn.BatchNorm2d(14), nn.Linear(14, 10)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = self.norm(torch.cat([x, self.second(torch.relu(x))], 1))
+        return self.head(torch.relu(x).mean((2, 3)))
+
+
+class SharedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = conv(3, 8), conv(8, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.conv(torch.relu(self.conv(torch.relu(self.stem(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+class AttentionNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.layer(self.project(x.flatten(1, 2))).mean(1))
+
+
+class PReLUNet(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(192, 32), nn.PReLU(), nn.Linear(32, 10))
+
+
+class BranchNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(192, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.head(x) if x.sum().item() > 0 else self.head(-x)
+
+
+class BiasedNet(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
+
+
+@pytest.mark.parametrize("make", [TiedNet, DenseNet, SharedNet, PReLUNet, BiasedNet, AttentionNet])
+def test_costs_stay_exact_and_the_file_does_what_the_model_does(make):
+    torch.manual_seed(0)
+    task = nc.Task(make(), DATA, DATA)
+    step = nc.compress(task, HALF, epochs=1)
+    assert step.metrics["feasible"]
+    assert step.metrics["export_error"] < 0.03
+    network = step.run.candidate.network
+    assert step.metrics["params"] == sum(parameter.numel() for parameter in network.parameters())
+    if make is not AttentionNet:  # torch counts its fused layers as nothing in evaluation mode.
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.eval()(INPUTS[:2])
+        assert step.metrics["macs"] == counter.get_total_flops() // 4
+
+
+@pytest.mark.parametrize("method", ["l1_norm", "level"])
+def test_a_pruned_run_with_biases_is_restored_with_its_optimizer(method, tmp_path):
+    torch.manual_seed(0)
+    task = nc.Task(BiasedNet(), DATA, DATA)
+    config = {"prune": {"method": method, "sparsity": 0.5}}
+    expected = nc.compress(task, config, epochs=3).artifact.content
+    first = CompressionRun(task, config, 3)
+    first.step()
+    first.step()
+    first.save(tmp_path)
+    second = CompressionRun(task, config, 3)
+    second.restore(tmp_path)
+    while not second.is_done:
+        step = second.step()
+    assert step.artifact.content == expected
+
+
+def test_a_frozen_model_is_pruned_by_taylor_and_trained_back():
+    network = BiasedNet().requires_grad_(False)
+    task = nc.Task(network, DATA, DATA)
+    step = nc.compress(task, {"prune": {"method": "taylor", "sparsity": 0.5}}, epochs=1)
+    assert step.metrics["feasible"]
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_model_that_branches_on_its_inputs_is_refused():
+    torch.manual_seed(0)
+    task = nc.Task(BranchNet(), (INPUTS.abs(), DATA[1]), (-INPUTS.abs(), DATA[1]))
+    with pytest.raises(ExportError, match="differ"):
+        nc.compress(task, {}, epochs=0)
+
+
+def test_a_weight_normalised_layer_is_left_whole():
+    network = BiasedNet()
+    nn.utils.parametrizations.weight_norm(network[0])
+    task = nc.Task(network, DATA, DATA)
+    assert task.spec.prunable_groups == ()
+    assert nc.CostModel(task)({})["params"] == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_targets_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match=r"train_data: inputs of .*64.* with 5 targets"):
+        nc.Task(BiasedNet(), (INPUTS, DATA[1][:5]), DATA)
+    task = nc.Task(BiasedNet(), DATA, (INPUTS, DATA[1][:, None]))
+    with pytest.raises(ConfigError, match=r"\(64, 1\)"):
+        nc.compress(task, {}, epochs=0)
+
+
+def test_a_builder_that_returns_no_module_is_refused():
+    from ray import tune
+
+    space = {"width": tune.choice([8])}
+    task = nc.Task(BiasedNet(), DATA, DATA, build=lambda architecture: None, architecture=space)
+    with pytest.raises(ConfigError, match="build: it returned a NoneType"):
+        nc.compress(task, {"architecture": {"width": 8}}, epochs=0)
+
+
+def test_a_goal_against_the_tasks_direction_is_refused():
+    task = nc.Task(BiasedNet(), DATA, DATA)
+    with pytest.raises(ConfigError, match="'min' was given, the task says 'max'"):
+        nc.compression_trainable(task, nc.Goal([nc.Objective("accuracy", "min")]))
+
+
+def test_channels_are_left_in_multiples_where_asked():
+    wide = nn.Sequential(conv(3, 32), nn.ReLU(), conv(32, 12), nn.ReLU(), nn.Flatten(), nn.Linear(768, 10))
+    task = nc.Task(wide, DATA, DATA)
+    costs = nc.CostModel(task)
+    for sparsity, left in ((0.0, (32, 12)), (0.05, (32, 8)), (0.4, (16, 8)), (0.95, (8, 8))):
+        config = {"prune": {"sparsity": sparsity, "round_to": 8}}
+        network = nc.compress(task, config, epochs=0).run.candidate.network
+        assert (network[0].out_channels, network[2].out_channels) == left
+        assert costs(config)["params"] == sum(parameter.numel() for parameter in network.parameters())
+    assert costs.canonical({"prune": {"sparsity": 0.45, "round_to": 8}}) == costs.canonical(
+        {"prune": {"sparsity": 0.5, "round_to": 8}}
+    )
