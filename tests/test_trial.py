@@ -139,7 +139,8 @@ def test_a_large_model_travels_once(ray_session, tmp_path):
     grid = tuner.fit()
     assert not grid.errors
     assert (tmp_path / "large" / "tuner.pkl").stat().st_size < 5e6
-    assert grid[0].metrics["private"] < 1200e6  # A copy of the weights would add 400 MB to torch's own 700.
+    # A worker without the weights has some 430 MB of its own; a copy of them would make it 830.
+    assert grid[0].metrics["private"] < 650e6
 
 
 def _private_bytes() -> int:
