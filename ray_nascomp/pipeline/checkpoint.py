@@ -116,15 +116,10 @@ def restore_run(run: CompressionRun, folder: Path) -> None:
             run.optimizer = run._trainer.make_optimizer(run.candidate.network)
             _load_optimizer(run.optimizer, run.candidate.network, optimizer)
     facts = manifest["first"]
-    if facts is not None:
-        file = folder / (MODEL_FILE if run.is_done else _FIRST_FILE)
-        run._first = Artifact(file.read_bytes(), facts["value"], facts["error"], Latency(**facts["latency"]))
-
-
-def load_network(run: CompressionRun, folder: Path) -> nn.Module:
-    """The saved run's network, without its optimizer."""
-    manifest = read_manifest(folder)
-    return _rebuild(run, manifest, load_file(folder / WEIGHTS_FILE)).network
+    if facts is not None and not run.is_done:
+        run._first = Artifact(
+            (folder / _FIRST_FILE).read_bytes(), facts["value"], facts["error"], Latency(**facts["latency"])
+        )
 
 
 def _rebuild(run: CompressionRun, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Candidate:

@@ -149,6 +149,19 @@ def test_nan_weights_are_an_infeasible_result_and_other_errors_surface(digits, m
         nc.compress(task, PLAN, epochs=1)
 
 
+def test_a_run_that_became_infeasible_while_training_is_restored_as_done(digits, tmp_path):
+    from networks import PlainNet
+
+    task = nc.Task(PlainNet(), digits["train"], digits["val"])
+    exploding = {"finetune": {"lr": 1e30}}
+    step = nc.compress(task, exploding, epochs=1)
+    step.save(tmp_path)
+    again = CompressionRun(task, exploding, epochs=1)
+    again.restore(tmp_path)
+    assert again.is_done
+    assert again.metrics["reason"] == step.metrics["reason"]
+
+
 def test_negative_epochs_are_refused(digits_task):
     with pytest.raises(ConfigError, match="epochs: -1"):
         nc.compress(digits_task, {}, epochs=-1)
