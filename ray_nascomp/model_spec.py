@@ -61,17 +61,33 @@ class LayerSpec:
 class GroupSpec:
     """Layers whose output channels are tied, pruned together.
 
+    A group's units are what is removed from it: single channels, or whole attention heads (with
+    grouped queries, a key-value head and all queries that share it).
+
     Attributes:
-        name: Name of the first layer of the group.
-        width: Number of channels.
+        name: Name of the first layer of the group; of an attention's heads, the attention module's.
+        width: Number of units.
         layers: Names of the convolutions and linear layers that produce the channels.
-        prunable: Whether channels can be removed without changing the model's output shape.
+        prunable: Whether units can be removed without changing the model's output shape.
+        unit: Columns that a unit has in the weight of `columns_of`; 1 for channels.
+        columns_of: For attention heads, the output projection: the layer whose input columns are
+            compared to choose heads; None for channels, chosen by the rows of `layers`.
+        macs_per_unit: Multiply-accumulates of one sample that a unit takes outside of layers
+            (attention products).
     """
 
     name: str
     width: int
     layers: tuple[str, ...]
     prunable: bool
+    unit: int = 1
+    columns_of: str | None = None
+    macs_per_unit: int = 0
+
+    @property
+    def is_heads(self) -> bool:
+        """Whether the units are attention heads."""
+        return self.columns_of is not None
 
 
 @dataclass(frozen=True)
