@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ray_nascomp.nni_adapter.quantization import WEIGHT_LIMIT, ActivationScale, Calibration
+from ray_nascomp.nni_adapter.quantization import ActivationScale, Calibration
 
 _LAYER_OPS = ("Conv", "Gemm", "MatMul")
 # Through these ONNX Runtime moves a quantization upwards.
@@ -98,14 +98,14 @@ def insert_quantization(
     for entry in found:
         scales = calibration[entry.layer]
         weight = weights[entry.layer]
-        shape = (-1,) + (1,) * (weight.ndim - 1)
-        integers = np.clip(np.round(weight / scales.weight.reshape(shape)), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
+        integers = scales.integers(weight)
         axis = weight.ndim - 1 if entry.transposed else 0
         position = list(entry.node.input).index(entry.weight)
         entry.node.input[position] = editor.add_weight(
             entry.layer, integers.T if entry.transposed else integers, scales.weight, axis, before=entry.index
         )
-        entry.node.input[0] = editor.add_activation(entry.node.input[0], scales.input, before=entry.index)
+        if scales.input is not None:
+            entry.node.input[0] = editor.add_activation(entry.node.input[0], scales.input, before=entry.index)
         if scales.output is not None:
             editor.quantize_output(entry.index, entry.node, scales.output)
     editor.finish()
