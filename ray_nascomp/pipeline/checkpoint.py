@@ -162,12 +162,15 @@ def _layer_table(run: CompressionRun) -> list[dict[str, Any]]:
         return []
     candidate = run.candidate
     before = {cost.name: cost for cost in layer_costs(run.task.spec, {}, lambda _name: 32)}
+    channels, original_channels = (
+        {layer.name: layer.weight_shape[0] for layer in spec.layers if layer.weight_shape}
+        for spec in (candidate.spec, run.task.spec)
+    )
     table = []
     for cost in layer_costs(candidate.spec, candidate.removed_counts, run.plan.quantize.of):
         original = before.get(cost.name)
         group = candidate.spec.group_of(cost.name)
-        width = group.width if group else 0
-        removed = len(candidate.removed.get(group.name, [])) if group else 0
+        sparsity = len(candidate.removed.get(group.name, [])) / group.width if group else 0.0
         table.append(
             {
                 "name": cost.name,
@@ -178,7 +181,10 @@ def _layer_table(run: CompressionRun) -> list[dict[str, Any]]:
                 "macs_after": cost.macs,
                 "bytes_before": original.bytes if original else 0,
                 "bytes_after": cost.bytes,
-                "sparsity": removed / width if width else 0.0,
+                "channels_before": original_channels.get(cost.name, 0),
+                "channels_after": round(channels.get(cost.name, 0) * (1 - sparsity)),
+                "group": group.name if group else None,
+                "sparsity": sparsity,
                 "bits": cost.bits,
             }
         )
