@@ -172,7 +172,7 @@ def factorise(
     for name, rank in ranks.items():
         layer = model.get_submodule(name)
         weights = _factor_weights(layer, allowed[name], rank, (covariances or {}).get(name))
-        factors = Factorised(layer, _layers(layer, allowed[name], weights))
+        factors = Factorised(layer, _layers(layer, weights))
         replace_module(model, name, factors)
         made[name] = tuple(f"{name}.{index}" for index in range(len(factors)))
     return made
@@ -243,22 +243,23 @@ def _factor_weights(layer: nn.Module, kind: LayerKind, rank: int, covariance: Te
     return [right.reshape(*right.shape, *ones), left.reshape(*left.shape, *ones)]
 
 
-def _layers(layer: nn.Module, kind: LayerKind, weights: list[Tensor]) -> list[nn.Module]:
+def _layers(layer: nn.Module, weights: list[Tensor]) -> list[nn.Module]:
     """Layers with the given weights, like the original in dtype, device and what it leaves untrained."""
     original = cast(nn.Parameter, layer.weight)
     bias = cast("nn.Parameter | None", getattr(layer, "bias", None))
     core = next((i for i, weight in enumerate(weights) if math.prod(weight.shape[2:]) > 1), 0)
     layers: list[nn.Module] = []
     for index, weight in enumerate(weights):
-        made: nn.Module
+        made: Any
         # On no device nothing is drawn from torch's global generator.
         with torch.device("meta"):
             if isinstance(layer, _CONVOLUTIONS):
                 geometry = ("stride", "padding", "dilation", "padding_mode") if index == core else ()
-                options = {name: getattr(layer, name) for name in geometry}
-                made = type(layer)(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), bias=False, **options)
-            elif kind == "embedding" and index == 0:
-                made = nn.Embedding(*weight.shape, padding_idx=cast(nn.Embedding, layer).padding_idx)
+                options: dict[str, Any] = {name: getattr(layer, name) for name in geometry}
+                convolution: Any = type(layer)
+                made = convolution(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), bias=False, **options)
+            elif isinstance(layer, nn.Embedding) and index == 0:
+                made = nn.Embedding(weight.shape[0], weight.shape[1], padding_idx=layer.padding_idx)
             else:
                 made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
         made.weight = nn.Parameter(weight.to(original).contiguous(), requires_grad=original.requires_grad)
