@@ -163,8 +163,8 @@ def _check_layers(config: list[dict[str, Any]]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(
-                f"prune.schedule: heads are chosen by the columns of {name!r}, whose rows are channels of another group "
-                "that is pruned; a schedule masks a layer in one way. Leave one of the two whole, or use no schedule"
+                f"prune.schedule: heads are chosen by the columns of {name!r}, whose rows are channels of another "
+                "pruned group; a schedule masks a layer in one way. Leave one of the two whole, or use no schedule"
             )
 
 
