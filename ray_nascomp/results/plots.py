@@ -1,8 +1,14 @@
-"""Plotly figures of a search's results, in colours that colour-blind people tell apart."""
+"""Plotly figures of a search's results, in colours that colour-blind people tell apart.
+
+Only scatters and bars, so that the report gets by with Plotly's smallest bundle.
+"""
 
 from __future__ import annotations
 
 import html
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -21,6 +27,8 @@ _LAYOUT: dict[str, Any] = {
     "margin": {"l": 60, "r": 20, "t": 64, "b": 55},
     "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom"},
 }
+_DECADES = 50
+_COSTS = (("params", "parameters"), ("macs", "multiply-accumulates"), ("bytes", "bytes"))
 
 
 def front_figure(results: Results) -> go.Figure:
@@ -29,20 +37,17 @@ def front_figure(results: Results) -> go.Figure:
     With one objective, it is drawn against the order of the trials.
     """
     first, *others = [objective.metric for objective in results.goal.objectives]
-    front = results.front()
-    on_front = {trial.trial_id for trial in front}
-    rest = [t for t in results.trials if t.status == "completed" and t.trial_id not in on_front]
-    feasible = [t for t in rest if results.goal.is_feasible(t.metrics)]
-    infeasible = [t for t in rest if not results.goal.is_feasible(t.metrics)]
     order = {trial.trial_id: number for number, trial in enumerate(results.trials)}
     panels = max(1, len(others))
     figure = make_subplots(rows=panels, cols=1, vertical_spacing=0.25 / panels)
+    markers = {
+        "infeasible": {"color": GREY, "symbol": "x-thin-open", "size": 8},
+        "dominated": {"color": BLUE, "symbol": "circle-open", "size": 8},
+        "front": {"color": ORANGE, "symbol": "diamond", "size": 12},
+    }
+    classes = _classes(results)
     for panel in range(panels):
-        for name, trials, marker in (
-            ("infeasible", infeasible, {"color": GREY, "symbol": "x-thin-open", "size": 8}),
-            ("dominated", feasible, {"color": BLUE, "symbol": "circle-open", "size": 8}),
-            ("front", front, {"color": ORANGE, "symbol": "diamond", "size": 12}),
-        ):
+        for name, trials in classes.items():
             figure.add_scatter(
                 x=[t.metrics.get(others[panel]) if others else order[t.trial_id] for t in trials],
                 y=[t.metrics.get(first) for t in trials],
@@ -50,10 +55,10 @@ def front_figure(results: Results) -> go.Figure:
                 name=name,
                 legendgroup=name,
                 showlegend=panel == 0,
-                marker=marker,
+                marker=markers[name],
                 customdata=[t.trial_id for t in trials],
                 # A plan that is not on the front is told once, which keeps reports of long searches small.
-                hovertext=[_hover(t, results, has_plan=panel == 0 or trials is front) for t in trials],
+                hovertext=[_hover(t, results, has_plan=panel == 0 or name == "front") for t in trials],
                 hoverinfo="text",
                 row=panel + 1,
                 col=1,
@@ -61,7 +66,7 @@ def front_figure(results: Results) -> go.Figure:
         title = _axis(results, panel + 1) if others else "trial"
         figure.update_xaxes(title_text=title, row=panel + 1, col=1)
         figure.update_yaxes(title_text=_axis(results, 0), row=panel + 1, col=1)
-    figure.update_layout(**_LAYOUT, hoverlabel={"align": "left"}, height=80 + 360 * panels)
+    figure.update_layout(**_LAYOUT, hoverlabel={"align": "left", "font": {"size": 12}}, height=80 + 360 * panels)
     return figure
 
 
@@ -82,50 +87,179 @@ def history_figure(results: Results, against: str = "trial") -> go.Figure:
         name="hypervolume",
     )
     title = "completed trials" if against == "trial" else "seconds since the start"
-    figure.update_layout(**_LAYOUT, xaxis_title=title, yaxis_title="hypervolume", yaxis_range=[0, 1.02])
+    layout = {**_LAYOUT, "margin": {**_LAYOUT["margin"], "t": 20}}
+    figure.update_layout(**layout, xaxis_title=title, yaxis_title="hypervolume", yaxis_range=[0, 1.02], height=340)
     return figure
 
 
 def parallel_figure(results: Results) -> go.Figure:
-    """Every searched dimension and every objective of the completed trials as parallel axes."""
+    """Every searched dimension and every objective of the completed trials as parallel axes.
+
+    A line is a trial. Each axis runs from its smallest value to its largest.
+    """
     from ray_nascomp.results.results import flat
 
-    completed = [trial for trial in results.trials if trial.status == "completed"]
-    configs = [flat(trial.config) for trial in completed]
-    axes = []
-    for key in dict.fromkeys(name for config in configs for name in config):
-        values = [config.get(key) for config in configs]
-        if len(set(map(str, values))) < 2:
-            continue
-        if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-            axes.append({"label": _short(key), "values": values})
-        else:
-            labels = sorted(set(map(str, values)))
-            numbers = [labels.index(str(value)) for value in values]
-            ticks: dict[str, Any] = {"tickvals": list(range(len(labels))), "ticktext": labels}
-            axes.append({"label": _short(key), "values": numbers, **ticks})
+    classes = _classes(results)
+    configs = {trial.trial_id: flat(trial.config) for trials in classes.values() for trial in trials}
+    columns: dict[str, dict[str, Any]] = {}
+    for key in dict.fromkeys(name for config in configs.values() for name in config):
+        column = {trial_id: config.get(key) for trial_id, config in configs.items()}
+        if len(set(map(str, column.values()))) > 1:
+            columns[key if _short(key) in columns else _short(key)] = column
     for objective in results.goal.objectives:
-        axes.append({"label": objective.metric, "values": [t.metrics.get(objective.metric) for t in completed]})
-    colours = [trial.metrics.get(results.goal.objectives[0].metric) for trial in completed]
-    figure = go.Figure(go.Parcoords(line={"color": colours, "colorscale": "Cividis"}, dimensions=axes, labelangle=-35))
-    # Room for the names, which stand aslant over their axes.
-    figure.update_layout(**{**_LAYOUT, "margin": {"l": 80, "r": 80, "t": 150, "b": 30}}, height=520)
+        columns[objective.metric] = {
+            t.trial_id: t.metrics.get(objective.metric) for trials in classes.values() for t in trials
+        }
+    axes = {label: _Axis(column) for label, column in columns.items()}
+    lines = {
+        "infeasible": {"color": GREY, "width": 0.6, "dash": "dot"},
+        "dominated": {"color": "rgba(0, 114, 178, 0.4)", "width": 0.6},
+        "front": {"color": ORANGE, "width": 2},
+    }
+    figure = go.Figure()
+    for name, trials in classes.items():
+        places: list[int | None] = []
+        heights: list[float | None] = []
+        ids: list[str | None] = []
+        texts: list[str | None] = []
+        for trial in trials:
+            # None ends a line, so that one trace holds the lines of all its trials.
+            places += [*range(len(axes)), None]
+            heights += [*(axis.height(trial.trial_id) for axis in axes.values()), None]
+            ids += [*[trial.trial_id] * len(axes), None]
+            values = (f"{label}: {_brief(column[trial.trial_id])}" for label, column in columns.items())
+            texts += [*(html.escape(text) for text in values), None]
+        figure.add_scatter(
+            x=places,
+            y=heights,
+            mode="lines",
+            name=name,
+            line=lines[name],
+            customdata=ids,
+            text=texts,
+            hovertemplate="trial %{customdata}<br>%{text}<extra></extra>",
+        )
+    for place, axis in enumerate(axes.values()):
+        figure.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, line={"color": "#444444", "width": 1})
+        for height, text in axis.ticks():
+            figure.add_annotation(
+                x=place,
+                y=height,
+                text=html.escape(text),
+                showarrow=False,
+                font={"size": 11},
+                bgcolor="rgba(255, 255, 255, 0.75)",
+                yshift=10 if height == 1 else -10 if height == 0 else 0,
+            )
+    labels = [html.escape(label) for label in axes]
+    figure.update_xaxes(
+        tickvals=list(range(len(axes))),
+        ticktext=labels,
+        tickangle=-35,
+        side="top",
+        showgrid=False,
+        zeroline=False,
+        range=[-0.5, len(axes) - 0.5],
+    )
+    figure.update_yaxes(visible=False, range=[-0.08, 1.08])
+    legend = {"orientation": "h", "y": -0.02, "yanchor": "top"}
+    layout = {**_LAYOUT, "margin": {"l": 40, "r": 40, "t": 150, "b": 50}, "legend": legend, "hovermode": "closest"}
+    figure.update_layout(**layout, height=540, dragmode="select")
     return figure
 
 
-def layers_figure(layers: list[dict[str, Any]]) -> go.Figure:
-    """Parameters of each layer before and after compression, as bars.
+class _Axis:
+    """One of the parallel axes: numbers to scale, logarithmic over decades; anything else at even distances.
+
+    Args:
+        column: Trial id -> value.
+    """
+
+    def __init__(self, column: Mapping[str, Any]) -> None:
+        values = [v for v in column.values() if _is_there(v)]
+        self._is_numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        self._labels = [] if self._is_numeric else sorted(set(map(str, values)))
+        numbers = values if self._is_numeric else list(range(len(self._labels)))
+        self._low, self._high = (min(numbers), max(numbers)) if numbers else (0.0, 0.0)
+        self._is_logarithmic = self._low > 0 and self._high > _DECADES * self._low
+        self._column = column
+
+    def height(self, trial_id: str) -> float | None:
+        value = self._column[trial_id]
+        if not _is_there(value):
+            return None
+        return self._scaled(value if self._is_numeric else self._labels.index(str(value)))
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Pairs (height, text) to write beside the axis."""
+        if self._is_numeric:
+            return [(self._scaled(value), f"{value:.3g}") for value in dict.fromkeys((self._low, self._high))]
+        return [(self._scaled(number), label) for number, label in enumerate(self._labels)]
+
+    def _scaled(self, number: float) -> float:
+        low, high = self._low, self._high
+        if self._is_logarithmic:
+            low, high, number = math.log(low), math.log(high), math.log(number)
+        return round((number - low) / (high - low), 4) if high > low else 0.5
+
+
+def layers_figure(layers: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Parameters, multiply-accumulates and bytes of each layer before and after compression, as bars.
 
     Args:
         layers: Rows of a manifest's layer table.
     """
     weighty = [row for row in layers if row["macs_before"] or row["macs_after"]]
     names = [row["name"] for row in weighty]
-    figure = go.Figure()
-    for title, key, colour in (("before", "bytes_before", GREY), ("after", "bytes_after", GREEN)):
-        figure.add_bar(x=names, y=[row[key] for row in weighty], name=title, marker_color=colour)
-    figure.update_layout(**_LAYOUT, barmode="group", yaxis_title="bytes (log scale)", yaxis_type="log")
+    figure = make_subplots(rows=len(_COSTS), cols=1, shared_xaxes=True, vertical_spacing=0.05)
+    for panel, (key, title) in enumerate(_COSTS, start=1):
+        for when, colour in (("before", GREY), ("after", GREEN)):
+            figure.add_bar(
+                x=names,
+                y=[row[f"{key}_{when}"] for row in weighty],
+                name=when,
+                legendgroup=when,
+                showlegend=panel == 1,
+                marker_color=colour,
+                row=panel,
+                col=1,
+            )
+        figure.update_yaxes(title_text=title, type="log", row=panel, col=1)
+    figure.update_layout(**_LAYOUT, barmode="group", height=80 + 220 * len(_COSTS))
     return figure
+
+
+def importance_figure(results: Results) -> go.Figure:
+    """Share of each dimension in what changes each objective, as bars; the most important on top.
+
+    Raises:
+        ConfigError: If scikit-learn is not installed, or too few trials have been completed.
+    """
+    table = results.importance()[::-1]
+    figure = go.Figure()
+    for metric, colour in zip(table.columns, itertools.cycle((BLUE, ORANGE, GREEN, GREY)), strict=False):
+        figure.add_bar(x=table[metric], y=list(table.index), name=metric, marker_color=colour, orientation="h")
+    layout = {**_LAYOUT, "margin": {**_LAYOUT["margin"], "l": 220}}
+    figure.update_layout(
+        **layout, xaxis={"title": {"text": "share"}, "tickformat": ".0%"}, height=140 + 40 * len(table)
+    )
+    return figure
+
+
+def _classes(results: Results) -> dict[str, list[TrialRecord]]:
+    """The completed trials by what they are worth, the best last, so that it is drawn on top."""
+    front = results.front()
+    on_front = {trial.trial_id for trial in front}
+    rest = [t for t in results.trials if t.status == "completed" and t.trial_id not in on_front]
+    return {
+        "infeasible": [t for t in rest if not results.goal.is_feasible(t.metrics)],
+        "dominated": [t for t in rest if results.goal.is_feasible(t.metrics)],
+        "front": front,
+    }
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _hover(trial: TrialRecord, results: Results, has_plan: bool) -> str:

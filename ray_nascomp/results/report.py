@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ray_nascomp.errors import ConfigError
+from ray_nascomp.results.loading import TrialStatus
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -17,17 +19,25 @@ _TEMPLATE = "report.html.j2"
 _SHOWN = ("speedup", "size_ratio", "size_mb", "params", "macs", "latency_ms")
 _AXIS_WIDTH = 64
 _IMPORTANT = 12
-_PLOT_CONFIG = {"displaylogo": False, "responsive": True}
+_MOST_WITH_LAYERS = 60
+_FEW_LAYERS = 16
+_HEIGHT = 420
 
 
 def write_report(results: Results, path: Path) -> Path:
     """Writes the report; returns its path."""
     import jinja2
-    import plotly.offline
 
     from ray_nascomp.results.plots import history_figure
 
     parallel = results.plot_parallel()
+    figures = {
+        "front": results.plot_front(),
+        "history": results.plot_history(),
+        "time": history_figure(results, "seconds"),
+        "parallel": parallel,
+    }
+    assets = files("ray_nascomp.results") / "assets"
     environment = jinja2.Environment(loader=jinja2.PackageLoader("ray_nascomp", "results"), autoescape=True)
     page = environment.get_template(_TEMPLATE).render(
         name=Path(results.path).name,
@@ -35,104 +45,114 @@ def write_report(results: Results, path: Path) -> Path:
         counts=_counts(results),
         hypervolume=results.hypervolume(),
         front=_front_table(results),
-        chosen=_chosen(results),
-        figures={
-            "front": _as_html(results.plot_front(), "front"),
-            "history": _as_html(results.plot_history(), "history"),
-            "time": _as_html(history_figure(results, "seconds"), "time"),
-            "parallel": _as_html(parallel, "parallel"),
-        },
-        parallel_width=f"{_AXIS_WIDTH * (1 + len(parallel.data[0].dimensions))}px",
+        data=_data(results),
+        figures={name: _figure(figure) for name, figure in figures.items()},
+        parallel_width=f"{_AXIS_WIDTH * (1 + len(parallel.layout.xaxis.tickvals))}px",
         importance=_importance(results),
         seconds=_stage_seconds(results),
         failures=_failures(results),
-        plotly=plotly.offline.get_plotlyjs(),
+        css=(assets / "report.css").read_text(encoding="utf-8"),
+        script=(assets / "report.js").read_text(encoding="utf-8"),
+        plotly=(assets / "plotly-basic.min.js").read_text(encoding="utf-8"),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _as_html(figure: go.Figure, name: str) -> str:
-    return figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=f"plot-{name}",
-        config=_PLOT_CONFIG,
-        default_height=figure.layout.height or 420,
-    )
+def _figure(figure: go.Figure) -> dict[str, Any]:
+    """The figure's JSON, in which no text can end the script element that holds it."""
+    return {"json": figure.to_json().replace("<", "\\u003c"), "height": figure.layout.height or _HEIGHT}
 
 
 def _counts(results: Results) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for trial in results.trials:
-        counts[trial.status] = counts.get(trial.status, 0) + 1
-    return counts
+    """Status -> number of trials, the good ones first."""
+    statuses = [trial.status for trial in results.trials]
+    return {status: statuses.count(status) for status in get_args(TrialStatus) if status in statuses}
+
+
+def _columns(results: Results) -> list[str]:
+    """Metrics to show: the goal's, then what else people ask for, where it was reported."""
+    front = results.front()
+    reported = set().union(*(trial.metrics for trial in front)) if front else set()
+    return list(results.goal.metrics) + [n for n in _SHOWN if n in reported and n not in results.goal.metrics]
 
 
 def _front_table(results: Results) -> dict[str, Any]:
-    front = results.front()
-    reported = set().union(*(trial.metrics for trial in front)) if front else set()
-    columns = list(results.goal.metrics) + [n for n in _SHOWN if n in reported and n not in results.goal.metrics]
+    columns = _columns(results)
     rows = [
-        {
-            "trial_id": trial.trial_id,
-            "values": [trial.metrics.get(column) for column in columns],
-            "plan": json.dumps(trial.config, indent=1, default=str),
-        }
-        for trial in front
+        {"trial_id": trial.trial_id, "values": [trial.metrics.get(column) for column in columns]}
+        for trial in results.front()
     ]
     return {"columns": columns, "rows": rows}
 
 
-def _chosen(results: Results) -> dict[str, Any] | None:
-    """The knee of the front with its layers, where its files are there."""
-    from ray_nascomp.results.plots import layers_figure
+def _data(results: Results) -> dict[str, Any]:
+    """What the page's script shows of a trial: metrics and plan of each, layers of those on the front."""
+    from ray_nascomp.results.results import flat
 
+    completed = [trial for trial in results.trials if trial.status == "completed"]
+    configs = {trial.trial_id: flat(trial.config) for trial in completed}
+    dimensions = list(dict.fromkeys(name for config in configs.values() for name in config))
+    columns = _columns(results)
     try:
-        best = results.best()
+        knee = results.best().trial_id
     except ConfigError:
-        return None
-    layers: list[dict[str, Any]] = []
-    if best.folder is not None:
-        try:
-            with best.filesystem.open_input_stream(f"{best.folder}/manifest.json") as stream:
-                layers = json.loads(stream.read()).get("layers", [])
-        except (OSError, ValueError, AttributeError):
-            layers = []
+        knee = None
+    front = results.front()
+    wanted = {trial.trial_id for trial in front[:_MOST_WITH_LAYERS]} | {knee}
+    layers = {t.trial_id: rows for t in front if t.trial_id in wanted and (rows := results.layers(t))}
     return {
-        "trial_id": best.trial_id,
-        "plan": json.dumps(best.config, indent=1, default=str),
+        "knee": knee,
+        "metrics": columns,
+        "dimensions": dimensions,
+        "trials": {
+            trial.trial_id: {
+                "metrics": [_plain(trial.metrics.get(column)) for column in columns],
+                "plan": [_plain(configs[trial.trial_id].get(name)) for name in dimensions],
+            }
+            for trial in completed
+        },
         "layers": layers,
-        "figure": _as_html(layers_figure(layers), "layers") if layers else "",
+        "few_layers": all(len(rows) <= _FEW_LAYERS for rows in layers.values()),
     }
 
 
-def _importance(results: Results) -> dict[str, Any] | None:
-    """Shares of the dimensions that matter most, where they can be computed."""
+def _plain(value: Any) -> str | float | int | bool | None:
+    """A value as JSON has it; NaN and the like are not there."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _importance(results: Results) -> dict[str, Any]:
+    """Shares of the dimensions that matter most, or the reason why they are not known."""
     try:
         table = results.importance().head(_IMPORTANT)
-    except ConfigError:
-        return None
+    except ConfigError as error:
+        return {"columns": [], "rows": [], "reason": str(error).removeprefix("importance: ")}
     rows = [{"name": str(name), "shares": list(shares)} for name, shares in zip(table.index, table.values, strict=True)]
-    return {"columns": list(table.columns), "rows": rows}
+    return {"columns": list(table.columns), "rows": rows, "reason": ""}
 
 
-def _stage_seconds(results: Results) -> list[tuple[str, float]]:
-    """Seconds that all trials together spent in each stage."""
+def _stage_seconds(results: Results) -> list[tuple[str, float, float]]:
+    """Seconds that all trials together spent in each stage, and their share, the longest first."""
     totals: dict[str, float] = {}
     for trial in results.trials:
         for name, value in trial.metrics.items():
             if name.startswith("seconds_") and isinstance(value, (int, float)):
                 totals[name.removeprefix("seconds_")] = totals.get(name.removeprefix("seconds_"), 0.0) + value
-    return sorted(totals.items(), key=lambda item: -item[1])
+    whole = sum(totals.values()) or 1.0
+    return [(name, value, value / whole) for name, value in sorted(totals.items(), key=lambda item: -item[1])]
 
 
-def _failures(results: Results) -> list[dict[str, str]]:
-    rows = []
+def _failures(results: Results) -> list[dict[str, Any]]:
+    """Trials that failed or were infeasible, those with the same reason together, the most frequent first."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for trial in results.trials:
         if trial.status in ("failed", "infeasible"):
-            reason = str(trial.metrics.get("reason") or trial.error or "no report")
-            last = reason.strip().splitlines()[-1] if reason.strip() else ""
-            rows.append({"trial_id": trial.trial_id, "status": trial.status, "reason": last, "detail": reason})
-    return rows
+            detail = str(trial.metrics.get("reason") or trial.error or "no report")
+            last = detail.strip().splitlines()[-1] if detail.strip() else ""
+            row = {"status": trial.status, "reason": last, "detail": detail, "trials": []}
+            rows.setdefault((trial.status, last), row)["trials"].append(trial.trial_id)
+    return sorted(rows.values(), key=lambda row: -len(row["trials"]))

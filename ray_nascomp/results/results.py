@@ -15,7 +15,7 @@ from ray_nascomp.goals import Constraint, Goal
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.pareto import front_indices, knee_index, normalised_hypervolume
 from ray_nascomp.results.loading import TrialRecord, read_experiment, status_of
-from ray_nascomp.results.selected import SelectedModel
+from ray_nascomp.results.selected import SelectedModel, layers_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -220,6 +220,24 @@ class Results:
         from ray_nascomp.results.plots import parallel_figure
 
         return parallel_figure(self)
+
+    def plot_importance(self) -> go.Figure:
+        """What each dimension matters for each objective, as a Plotly figure.
+
+        Raises:
+            ConfigError: If scikit-learn is not installed, or too few trials have been completed.
+        """
+        from ray_nascomp.results.plots import importance_figure
+
+        return importance_figure(self)
+
+    def layers(self, trial: TrialRecord) -> list[dict[str, Any]]:
+        """A trial's layers before and after, from its checkpoint; empty if there is none that can be read.
+
+        Each layer has a name, type, group, sparsity and bits, and channels, params, macs and bytes
+        with `_before` and `_after` behind them.
+        """
+        return layers_of(trial.checkpoint, self._filesystem)
 
     def report(self, path: str | Path) -> Path:
         """Writes one HTML file that works offline; returns its path."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from ray_nascomp.goals import Goal
 from ray_nascomp.results.loading import TrialRecord
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from ray_nascomp.tasks.base import Task
 
 _MODEL_FILE = "model.onnx"
+_MANIFEST_FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,16 @@ class SelectedModel:
             self.trial_id, self.config, step.metrics, self.goal, str(target), pyarrow.fs.LocalFileSystem()
         )
 
+    def layers(self) -> list[dict[str, Any]]:
+        """The layers before and after, as in `Results.layers`."""
+        return layers_of(self.folder, self.filesystem)
+
+    def plot_layers(self) -> go.Figure:
+        """Parameters, multiply-accumulates and bytes of each layer before and after, as a Plotly figure."""
+        from ray_nascomp.results.plots import layers_figure
+
+        return layers_figure(self.layers())
+
     def _task(self, task: Task | None) -> Task:
         from ray_nascomp.tasks.base import find_task
 
@@ -170,3 +184,15 @@ class SelectedModel:
         if found.fingerprint != fingerprint:
             raise ConfigError(f"task: it is another task ({found.fingerprint}) than the search's ({fingerprint})")
         return found
+
+
+def layers_of(folder: str | None, filesystem: pyarrow.fs.FileSystem) -> list[dict[str, Any]]:
+    """The layer table of a checkpoint's manifest; empty if there is none that can be read."""
+    if folder is None:
+        return []
+    try:
+        with filesystem.open_input_stream(f"{folder}/{_MANIFEST_FILE}") as stream:
+            layers = json.loads(stream.read()).get("layers", [])
+    except (OSError, ValueError, AttributeError):
+        return []
+    return layers if isinstance(layers, list) else []

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -113,15 +115,92 @@ def test_the_report_is_one_safe_file(folder):
     assert "<script>alert(1)</script>" not in text
     assert "RuntimeError: &lt;script&gt;" in text
     assert "layer &#39;x&#39; would be empty" in text
-    page = text[text.index("</style>") :].split("<body>")[1]
+    page = text[text.index("<body>") : text.index("plotly.js (basic")]
     assert "http://" not in page
     assert "src=" not in page
 
 
-@pytest.mark.parametrize("figure", ["plot_front", "plot_history", "plot_parallel"])
+@pytest.mark.parametrize("figure", ["plot_front", "plot_history"])
 def test_figures_hold_the_trials(folder, figure):
     drawn = getattr(nc.Results(folder), figure)()
-    assert sum(len(trace.x) if hasattr(trace, "x") else len(trace.dimensions[0]["values"]) for trace in drawn.data) == 5
+    assert sum(len(trace.x) for trace in drawn.data) == 5
+
+
+def test_parallel_axes_are_to_scale_and_skip_what_is_constant(tmp_path):
+    for number, rate in enumerate((1e-4, 1e-3, 1e-2)):
+        config = {"lr": rate, "a": {"method": "pqr"[number]}, "constant": 1}
+        write_trial(tmp_path, f"t{number}", [row(0.5 + 0.1 * number, 10.0 + number**2)], config)
+    drawn = nc.Results(tmp_path).plot_parallel()
+    assert list(drawn.layout.xaxis.ticktext) == ["lr", "a/method", "accuracy", "cost"]
+    lines = {name: line for trace in drawn.data for name, line in lines_of(trace).items()}
+    # Three decades of a rate are drawn on a logarithmic axis, a cost of 10 to 14 is not.
+    assert lines["t0"] == [0, 0, 0, 0]
+    assert lines["t1"] == [0.5, 0.5, 0.5, 0.25]
+    assert lines["t2"] == [1, 1, 1, 1]
+
+
+def lines_of(trace):
+    """Trial -> heights of its line on the axes."""
+    lines = {}
+    for trial, height in zip(trace.customdata, trace.y, strict=True):
+        if trial is not None:
+            lines.setdefault(trial, []).append(height)
+    return lines
+
+
+LAYERS = [
+    {"name": "stem", "type": "conv", "params_before": 100, "params_after": 40, "macs_before": 900, "macs_after": 360,
+     "bytes_before": 400, "bytes_after": 40, "channels_before": 10, "channels_after": 4, "group": "stem",
+     "sparsity": 0.6, "bits": 8},
+    {"name": "norm", "type": "batch_norm", "params_before": 20, "params_after": 8, "macs_before": 0, "macs_after": 0,
+     "bytes_before": 0, "bytes_after": 0, "channels_before": 10, "channels_after": 4, "group": "stem",
+     "sparsity": 0.6, "bits": 32},
+]  # fmt: skip
+
+
+def with_layers(folder, name):
+    checkpoint = folder / name / "checkpoint_000000"
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").write_text(json.dumps({"layers": LAYERS}))
+
+
+def test_layers_come_from_the_manifest(folder):
+    with_layers(folder, "good")
+    best = nc.Results(folder).best("accuracy")
+    assert best.layers() == LAYERS
+    figure = best.plot_layers()
+    assert [(bar.name, list(bar.x), list(bar.y)) for bar in figure.data[:2]] == [
+        ("before", ["stem"], [100]),
+        ("after", ["stem"], [40]),
+    ]
+    assert nc.Results(folder).best("cost").layers() == []
+
+
+def test_failures_with_one_reason_are_told_once(tmp_path):
+    for number in range(4):
+        reason = "too thin" if number < 3 else "too slow"
+        write_trial(tmp_path, f"t{number}", [row(0.0, 5.0, feasible=False, reason=reason)])
+    text = nc.Results(tmp_path).report(tmp_path / "report.html").read_text()
+    assert text.count("<summary>too thin</summary><p>t0, t1, t2</p>") == 1
+    assert text.index("too thin") < text.index("too slow")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+def test_a_browser_draws_the_report_without_complaint(folder, tmp_path):
+    with_layers(folder, nc.Results(folder).best().trial_id)
+    report = nc.Results(folder).report(tmp_path / "report.html")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    done = subprocess.run(
+        [*command, *profile, report.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in done.stderr
+    front = done.stdout[done.stdout.index('id="plot-front"') : done.stdout.index('id="plot-front-data"')]
+    assert front.count('class="point ') == 4  # Five, one of them without an accuracy.
+    network = done.stdout[done.stdout.index('id="trial-network"') : done.stdout.index('id="trial-table"')]
+    assert network.count("left bits-8") == 1
+    assert "-60%, 8 bits" in network
 
 
 def test_importance_finds_the_dimension_that_matters(tmp_path):
@@ -162,8 +241,8 @@ def test_configs_cannot_break_out_of_the_reports_scripts(tmp_path):
         config = {evil: evil + str(number), "n": number}
         write_trial(tmp_path, f"t{number}", [row(0.5 + 0.1 * number, float(number), note=evil)], config)
     text = nc.Results(tmp_path).report(tmp_path / "report.html").read_text()
-    page = text[text.index("</style>") :]
-    assert "<img" not in page[page.index("<body>") :]
+    page = text[text.index("<body>") :]
+    assert "<img" not in page[: page.index("plotly.js (basic")]
     assert "onerror=alert(1)" in page  # As text.
 
 
