@@ -1,9 +1,9 @@
 """Layers as products of smaller ones: SVD for linear layers and embeddings, Tucker-2 for convolutions.
 
-Linear layers lose what their inputs miss least: the SVD is taken of the weight times a root of the
-inputs' covariance (DRONE, Chen et al. 2021, NeurIPS 34; SVD-LLM, Wang et al. 2024, arXiv
-2403.07378). Convolutions follow Kim et al. 2016, arXiv 1511.06530. The shapes come from
-`ray_nascomp.factor_shapes`.
+Linear layers and embeddings lose what their inputs miss least: the SVD is taken of the weight times
+a root of the inputs' second moments (DRONE, Chen et al. 2021, NeurIPS 34; SVD-LLM, Wang et al. 2024,
+arXiv 2403.07378); those of an embedding are its tokens' frequencies. Convolutions follow Kim et al.
+2016, arXiv 1511.06530. The shapes come from `ray_nascomp.factor_shapes`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ray_nascomp.compression.decomposition import energies, root_of, split_matrix, tucker, unfold
-from ray_nascomp.compression.graph import modules_with_tied_weights, replace_module
+from ray_nascomp.compression.decomposition import (
+    energies,
+    root_of,
+    split_embedding,
+    split_matrix,
+    tucker,
+    unfold,
+    weigh_tokens,
+)
+from ray_nascomp.compression.graph import modules_with_tied_weights
+from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.factor_shapes import max_rank, ranks_of_conv
 from ray_nascomp.model_spec import LayerKind
@@ -99,35 +108,44 @@ def input_covariances(
     batches: Iterable[tuple[Any, Any]],
     call: Callable[[nn.Module, Any], Any] = call_model,
 ) -> dict[str, Tensor]:
-    """Second moments X'X/n of the inputs of linear layers.
+    """Second moments X'X/n of the inputs of linear layers and embeddings.
 
     Args:
         model: The model; it is run in evaluation mode and left as it was.
-        layers: Names of layers; those that are not `nn.Linear` are passed over.
+        layers: Names of layers; convolutions are passed over.
         batches: Pairs (inputs, targets), as `Task.calibration_batches` gives them.
         call: How the model is called on inputs.
 
     Returns:
-        Layer name -> float64 tensor of shape `(in_features, in_features)`. Positions that an
+        Linear layer -> float64 tensor of shape `(in_features, in_features)`; embedding -> the
+        diagonal alone, the share of each token, shape `(num_embeddings,)`. Positions that an
         `attention_mask` hides count for nothing. Layers that are not called are absent.
     """
-    modules = {name: module for name in layers if isinstance(module := model.get_submodule(name), nn.Linear)}
+    modules = {
+        name: module for name in layers if isinstance(module := model.get_submodule(name), (nn.Linear, nn.Embedding))
+    }
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     mask: Tensor | None = None
 
-    def observe(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def observe(name: str, module: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
             rows = arguments[0].detach()
-            if mask is not None and rows.shape[:-1] == mask.shape:
+            shape = rows.shape if isinstance(module, nn.Embedding) else rows.shape[:-1]
+            if mask is not None and shape == mask.shape:
                 rows = rows[mask]
-            rows = rows.reshape(-1, rows.shape[-1]).double()
-            sums[name] = sums.get(name, 0) + rows.T @ rows
+            if isinstance(module, nn.Embedding):
+                rows = rows.flatten()
+                moments = torch.bincount(rows, minlength=module.num_embeddings).double()
+            else:
+                rows = rows.reshape(-1, rows.shape[-1])
+                moments = (rows.T @ rows).double()
+            sums[name] = sums.get(name, 0) + moments
             counts[name] = counts.get(name, 0) + len(rows)
 
         return hook
 
-    handles = [module.register_forward_pre_hook(observe(name)) for name, module in modules.items()]
+    handles = [module.register_forward_pre_hook(observe(name, module)) for name, module in modules.items()]
     training, device = model.training, device_of(model)
     model.eval()
     try:
@@ -152,8 +170,8 @@ def factorise(
     Args:
         model: The model.
         ranks: Layer name -> rank, from 1 to `max_rank`; for a convolution see `ranks_of_conv`.
-        covariances: Linear layer -> second moments of its inputs (`input_covariances`); layers
-            without any get the plain SVD.
+        covariances: Second moments of layers' inputs (`input_covariances`); layers without any get
+            the plain SVD.
 
     Returns:
         Name of each layer -> names of those that take its place, in the order in which they are applied.
@@ -201,11 +219,18 @@ def spectra(
             for side in sides:
                 squares[: len(side)] += side
         else:
-            covariance = (covariances or {}).get(name)
-            root = root_of(covariance.to(weight)) if covariance is not None else None
-            squares = energies(weight.flatten(1) if root is None else weight.flatten(1) @ root)
+            moments = (covariances or {}).get(name)
+            squares = energies(weight.flatten(1) if moments is None else _weighed(weight, moments.to(weight)))
         values[name] = squares.sqrt().cpu().numpy()
     return values
+
+
+def _weighed(weight: Tensor, moments: Tensor) -> Tensor:
+    """The weight in the measure in which its error counts."""
+    if moments.dim() == 1:
+        return weigh_tokens(weight, moments)
+    root = root_of(moments)
+    return weight.flatten(1) if root is None else weight.flatten(1) @ root
 
 
 def rank_for_energy(singular_values: np.ndarray, energy: float) -> int:
@@ -236,10 +261,11 @@ def _factor_weights(layer: nn.Module, kind: LayerKind, rank: int, covariance: Te
         first = [inner.T.reshape(*inner.T.shape, *ones)] if rank_in < in_channels else []
         last = [outer.reshape(*outer.shape, *ones)] if rank_out < out_channels else []
         return [*first, core, *last]
-    root = root_of(covariance.to(weight)) if covariance is not None else None
-    left, right = split_matrix(weight.flatten(1), rank, root)
+    moments = covariance.to(weight) if covariance is not None else None
     if kind == "embedding":
+        left, right = split_embedding(weight, rank, moments)
         return [left, right.T]
+    left, right = split_matrix(weight.flatten(1), rank, root_of(moments) if moments is not None else None)
     return [right.reshape(*right.shape, *ones), left.reshape(*left.shape, *ones)]
 
 
