@@ -1,44 +1,34 @@
-"""Simulated integers made real: quantize and dequantize nodes in an ONNX graph.
+"""Simulated integers made real in an ONNX graph.
 
-A layer's weight becomes an int8 tensor behind a DequantizeLinear, its input passes a
-QuantizeLinear and a DequantizeLinear; ONNX Runtime fuses these with the layer into integer
-kernels. Convolutions are fused only where their output is quantized too, be it by the next
-layer's input: `unfollowed_convolutions` names those for which it is not.
+Where a layer's input is quantized, its weight becomes an int8 tensor behind a DequantizeLinear
+and its input passes a QuantizeLinear and a DequantizeLinear; ONNX Runtime fuses these with the
+layer into integer kernels. Convolutions are fused only where their output is quantized too, be it
+by the next layer's input: `unfollowed_convolutions` names those for which it is not. Linear
+layers are fused as they are. Where a layer's input stays in floating point, its weight is stored
+as integers and unfolded when the file is loaded; of an embedding, when its rows are looked up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
-from ray_nascomp.nni_adapter.quantization import ActivationScale, Calibration
+from ray_nascomp.deployment.editor import GraphEditor
+from ray_nascomp.deployment.layer_nodes import LayerNode, layer_nodes
+from ray_nascomp.deployment.stored import (
+    UNPACKING_OPSET,
+    NodeList,
+    stored_bits,
+    unfold,
+    unfold_rows,
+)
+from ray_nascomp.nni_adapter.quantization import ActivationScale, Calibration, LayerScales
 
-_LAYER_OPS = ("Conv", "Gemm", "MatMul")
 # Through these ONNX Runtime moves a quantization upwards.
 _TRANSPARENT_OPS = ("Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
-
-
-@dataclass(frozen=True)
-class _LayerNode:
-    """The graph's node of a torch layer.
-
-    Attributes:
-        index: Position of the node in the graph.
-        node: The node.
-        layer: The layer's name.
-        weight: Name of the weight's initializer.
-        transposed: Whether the initializer is the transposed torch weight.
-    """
-
-    index: int
-    node: onnx.NodeProto
-    layer: str
-    weight: str
-    transposed: bool
 
 
 def unfollowed_convolutions(
@@ -49,9 +39,9 @@ def unfollowed_convolutions(
     Args:
         proto: The exported model in floating point.
         weights: Layer name -> torch weight, of all compressible layers.
-        quantized: Names of the layers that will be quantized.
+        quantized: Names of the layers whose inputs will be quantized.
     """
-    layers = list(_layer_nodes(proto.graph, {name: weights[name] for name in quantized}))
+    layers = list(layer_nodes(proto.graph, {name: weights[name] for name in quantized}))
     quantized_nodes = {found.index for found in layers}
     consumers: dict[str, list[tuple[int, onnx.NodeProto]]] = {}
     for index, node in enumerate(proto.graph.node):
@@ -81,136 +71,133 @@ def insert_quantization(
 
     Args:
         proto: The exported model in floating point; not changed.
-        weights: Layer name -> torch weight that the scales belong to.
+        weights: Layer name -> torch weight that the scales belong to: of convolutions, linear
+            layers and embeddings.
         calibration: Layer name -> scales.
 
     Raises:
-        ValueError: If a calibrated layer is not in the graph.
+        ValueError: If a calibrated layer is not in the graph, or the graph's opset is too old to
+            unfold packed weights.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     graph = result.graph
-    editor = _GraphEditor(graph)
-    found = list(_layer_nodes(graph, {name: weights[name] for name in calibration}))
+    opset = next(entry.version for entry in result.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset < UNPACKING_OPSET and any(stored_bits("linear", scales.bits) < 8 for scales in calibration.values()):
+        raise ValueError(f"weights of fewer than 8 bits need opset {UNPACKING_OPSET}, the graph has {opset}")
+    found = list(layer_nodes(graph, {name: weights[name] for name in calibration}))
     missing = set(calibration) - {entry.layer for entry in found}
     if missing:
         raise ValueError(f"layers {sorted(missing)} are not in the exported graph")
+    writer = _Writer(
+        GraphEditor(graph),
+        _owners(weights, calibration),
+        {entry.layer for entry in found if entry.node.op_type == "Gather"},
+    )
     for entry in found:
-        scales = calibration[entry.layer]
-        weight = weights[entry.layer]
-        integers = scales.integers(weight)
-        axis = weight.ndim - 1 if entry.transposed else 0
-        position = list(entry.node.input).index(entry.weight)
-        entry.node.input[position] = editor.add_weight(
-            entry.layer, integers.T if entry.transposed else integers, scales.weight, axis, before=entry.index
-        )
-        if scales.input is not None:
-            entry.node.input[0] = editor.add_activation(entry.node.input[0], scales.input, before=entry.index)
-        if scales.output is not None:
-            editor.quantize_output(entry.index, entry.node, scales.output)
-    editor.finish()
+        writer.write(entry, weights[entry.layer], calibration[entry.layer])
+    writer.editor.finish()
     onnx.checker.check_model(result)
     return result
 
 
-def _layer_nodes(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> Iterator[_LayerNode]:
-    """The nodes that multiply by one of the weights, found by name or, failing that, by content."""
-    initializers = {initializer.name: initializer for initializer in graph.initializer}
-    by_name = {f"model.{layer}.weight": layer for layer in weights}
-    by_content = {(weight.shape, weight.tobytes()): (layer, False) for layer, weight in weights.items()}
-    for layer, weight in weights.items():
-        if weight.ndim == 2:
-            by_content.setdefault((weight.T.shape, np.ascontiguousarray(weight.T).tobytes()), (layer, True))
-    for index, node in enumerate(graph.node):
-        if node.op_type not in _LAYER_OPS:
-            continue
-        for name in node.input:
-            if name not in initializers:
-                continue
-            if name in by_name:
-                yield _LayerNode(index, node, by_name[name], name, False)
-                break
-            array = numpy_helper.to_array(initializers[name])
-            if (match := by_content.get((array.shape, array.tobytes()))) is not None:
-                yield _LayerNode(index, node, match[0], name, match[1])
-                break
+def _owners(weights: Mapping[str, np.ndarray], calibration: Calibration) -> dict[str, str]:
+    """Layer -> the first one with the same integers, under whose name they are stored."""
+    first: dict[tuple[object, ...], str] = {}
+    owners = {}
+    for layer, scales in calibration.items():
+        integers = scales.integers(weights[layer])
+        content = (scales.bits, integers.shape, hashlib.blake2b(integers.data).digest())
+        owners[layer] = first.setdefault((*content, scales.weight.tobytes()), layer)
+    return owners
 
 
-class _GraphEditor:
-    """Adds nodes before and after others, each tensor quantized once, and drops what is left over."""
+class _Writer:
+    """Rewrites one layer's node after the other; each tensor is quantized and each weight stored once.
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._graph = graph
-        self._before: dict[int, list[onnx.NodeProto]] = {}
-        self._after: dict[int, list[onnx.NodeProto]] = {}
+    Args:
+        editor: Takes the changes.
+        owners: Layer -> the one under whose name its integers are stored.
+        tables: Layers whose rows are looked up.
+    """
+
+    def __init__(self, editor: GraphEditor, owners: Mapping[str, str], tables: Collection[str]) -> None:
+        self.editor = editor
+        self._owners = owners
+        self._tables = {owners[layer] for layer in tables}
+        self._weights: dict[tuple[str, bool, bool], str] = {}
         self._quantized: dict[tuple[str, float, int], str] = {}
-        self._weights: set[str] = set()
         self._count = 0
 
-    def add_weight(self, layer: str, integers: np.ndarray, scales: np.ndarray, axis: int, before: int) -> str:
-        """Name of the dequantized weight."""
-        prefix = f"{layer}.weight"
-        if layer in self._weights:
-            return f"{prefix}_d"
-        self._weights.add(layer)
-        self._constant(f"{prefix}_q", np.ascontiguousarray(integers))
-        self._constant(f"{prefix}_s", scales)
-        self._constant(f"{prefix}_z", np.zeros(len(scales), np.int8))
-        node = helper.make_node(
-            "DequantizeLinear", [f"{prefix}_q", f"{prefix}_s", f"{prefix}_z"], [f"{prefix}_d"], axis=axis
-        )
-        self._before.setdefault(before, []).append(node)
-        return f"{prefix}_d"
+    def write(self, entry: LayerNode, weight: np.ndarray, scales: LayerScales) -> None:
+        """Makes a layer's integers real."""
+        if entry.node.op_type == "Gather":
+            self._write_lookup(entry, weight, scales)
+            return
+        name = self._weight(entry, weight, scales)
+        entry.node.input[list(entry.node.input).index(entry.weight)] = name
+        if scales.input is not None:
+            entry.node.input[0] = self._activation(entry.node.input[0], scales.input, entry.index)
+        if scales.output is not None:
+            output = entry.node.output[0]
+            raw = entry.node.output[0] = f"{output}_raw"
+            pair = self._pair(raw, scales.output)
+            pair.nodes[-1].output[0] = output
+            self.editor.after(entry.index, pair)
 
-    def add_activation(self, tensor: str, scale: ActivationScale, before: int) -> str:
+    def _write_lookup(self, entry: LayerNode, weight: np.ndarray, scales: LayerScales) -> None:
+        owner = self._owners[entry.layer]
+        added = NodeList(f"{owner}.weight", f"{owner}.rows{entry.index}")
+        indices, output = entry.node.input[1], entry.node.output[0]
+        values = unfold_rows(added, scales.integers(weight), scales.bits, indices)
+        factors = added.node("Gather", [added.constant("s_rows", scales.weight[:, None]), indices], axis=0)
+        added.node("Mul", [values, factors])
+        added.nodes[-1].output[0] = output
+        entry.node.output[0] = f"{output}_replaced"
+        self.editor.before(entry.index, added)
+
+    def _weight(self, entry: LayerNode, weight: np.ndarray, scales: LayerScales) -> str:
+        """Name of the dequantized weight, laid out as the node reads it."""
+        owner = self._owners[entry.layer]
+        key = (owner, entry.transposed, scales.input is not None)
+        if key in self._weights:
+            return self._weights[key]
+        integers = scales.integers(weight)
+        axis = weight.ndim - 1 if entry.transposed else 0
+        is_table = owner in self._tables
+        turned = entry.transposed and not is_table
+        added = NodeList(f"{owner}.weight{'t' if turned else ''}", f"{owner}.weight{entry.index}")
+        data_type = onnx.TensorProto.FLOAT if scales.input is None else onnx.TensorProto.INT8
+        name = unfold(added, integers.T if turned else integers, scales.bits, data_type)
+        if entry.transposed and is_table:
+            name = added.node("Transpose", [name], perm=[1, 0])
+        if scales.input is None:
+            shape = [1] * weight.ndim
+            shape[axis] = -1
+            name = added.node("Mul", [name, added.constant(f"s{axis}", scales.weight.reshape(shape))])
+        else:
+            zeros = added.constant("z", np.zeros(len(scales.weight), np.int8))
+            name = added.node("DequantizeLinear", [name, added.constant("s", scales.weight), zeros], axis=axis)
+        self.editor.before(entry.index, added)
+        self._weights[key] = name
+        return name
+
+    def _activation(self, tensor: str, scale: ActivationScale, index: int) -> str:
         """Name of the tensor after it has been quantized and dequantized."""
         key = (tensor, scale.scale, scale.zero_point)
         if key not in self._quantized:
-            name, nodes = self._pair(tensor, scale)
-            self._before.setdefault(before, []).extend(nodes)
-            self._quantized[key] = name
+            pair = self._pair(tensor, scale)
+            self._quantized[key] = pair.nodes[-1].output[0]
+            self.editor.before(index, pair)
         return self._quantized[key]
 
-    def quantize_output(self, index: int, node: onnx.NodeProto, scale: ActivationScale) -> None:
-        """Lets everything that reads the node's output read it quantized and dequantized."""
-        original = node.output[0]
-        raw = f"{original}_raw"
-        node.output[0] = raw
-        _name, nodes = self._pair(raw, scale)
-        nodes[-1].output[0] = original
-        self._after.setdefault(index, []).extend(nodes)
-
-    def finish(self) -> None:
-        """Puts the new nodes in place; removes initializers and nodes that nothing reads."""
-        nodes: list[onnx.NodeProto] = []
-        for index, node in enumerate(self._graph.node):
-            nodes += [*self._before.get(index, []), node, *self._after.get(index, [])]
-        outputs = {output.name for output in self._graph.output}
-        while True:
-            read = {name for node in nodes for name in node.input} | outputs
-            alive = [node for node in nodes if any(name in read for name in node.output)]
-            if len(alive) == len(nodes):
-                break
-            nodes = alive
-        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        kept = [initializer for initializer in self._graph.initializer if initializer.name in read]
-        copied = [onnx.TensorProto.FromString(initializer.SerializeToString()) for initializer in kept]
-        del self._graph.node[:]
-        del self._graph.initializer[:]
-        del self._graph.value_info[:]
-        self._graph.node.extend(copies)
-        self._graph.initializer.extend(copied)
-
-    def _pair(self, tensor: str, scale: ActivationScale) -> tuple[str, list[onnx.NodeProto]]:
-        prefix = f"a{self._count}"
+    def _pair(self, tensor: str, scale: ActivationScale) -> NodeList:
+        added = NodeList(f"a{self._count}", f"a{self._count}")
         self._count += 1
-        self._constant(f"{prefix}_s", np.array(scale.scale, np.float32))
-        self._constant(f"{prefix}_z", np.array(scale.zero_point, np.uint8))
-        quantize = helper.make_node("QuantizeLinear", [tensor, f"{prefix}_s", f"{prefix}_z"], [f"{prefix}_q"])
-        dequantize = helper.make_node(
-            "DequantizeLinear", [f"{prefix}_q", f"{prefix}_s", f"{prefix}_z"], [f"{prefix}_d"]
-        )
-        return f"{prefix}_d", [quantize, dequantize]
-
-    def _constant(self, name: str, array: np.ndarray) -> None:
-        self._graph.initializer.append(numpy_helper.from_array(array, name))
+        parameters = [
+            added.constant("s", np.array(scale.scale, np.float32)),
+            added.constant("z", np.array(scale.zero_point, np.uint8)),
+        ]
+        quantized = added.node("QuantizeLinear", [tensor, *parameters])
+        added.node("DequantizeLinear", [quantized, *parameters])
+        return added

@@ -1,0 +1,162 @@
+"""What reaches linear layers on calibration data, padding left out: ranges, covariances, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_nascomp.tasks.calling import call
+
+_SAMPLED_ROWS = 1024
+_MEMORY = 256 * 2**20
+"""Bytes of covariances that are held at a time."""
+
+
+@dataclass
+class ObservedInput:
+    """The input that one linear layer, or several of them, read.
+
+    Attributes:
+        layers: Names of the layers, in the order in which they run.
+        lowest: Least value of each feature, shape `(features,)`.
+        highest: Largest value of each feature, shape `(features,)`.
+        covariance: Mean of x x', shape `(features, features)`, double precision, not centred.
+        rows: Some of the inputs, shape `(rows, features)`.
+        count: Number of inputs observed.
+    """
+
+    layers: list[str]
+    lowest: Tensor
+    highest: Tensor
+    covariance: Tensor
+    rows: Tensor
+    count: int = field(default=0)
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Largest absolute value of each feature, shape `(features,)`."""
+        return torch.maximum(self.highest, -self.lowest)
+
+    def add(self, inputs: Tensor, generator: torch.Generator) -> None:
+        """Takes in inputs of shape `(rows, features)`."""
+        if not len(inputs):
+            return
+        self.lowest = torch.minimum(self.lowest, inputs.amin(0))
+        self.highest = torch.maximum(self.highest, inputs.amax(0))
+        total = self.count + len(inputs)
+        self.covariance *= self.count / total
+        self.covariance += (inputs.T @ inputs).double() / total
+        # Every input seen so far stays in the sample with the same probability.
+        share = torch.rand(len(inputs), generator=generator) < _SAMPLED_ROWS / total
+        if total <= _SAMPLED_ROWS:
+            self.rows = torch.cat([self.rows, inputs])
+        elif share.any():
+            candidates = torch.cat([self.rows, inputs[share]])
+            self.rows = candidates[torch.randperm(len(candidates), generator=generator)[:_SAMPLED_ROWS]]
+        self.count = total
+
+
+def shared_inputs(network: nn.Module, layers: Iterable[str], inputs: Any) -> list[list[str]]:
+    """The layers in the order in which they run, those that read the same tensor together.
+
+    Args:
+        network: The network; run once, as it is.
+        layers: Names of linear layers.
+        inputs: A batch's inputs.
+    """
+    groups: dict[int, list[str]] = {}
+    alive: list[Tensor] = []  # An id is unique among tensors that are alive.
+
+    def note(_module: nn.Module, arguments: tuple[Tensor, ...], name: str) -> None:
+        alive.append(arguments[0])
+        groups.setdefault(id(arguments[0]), []).append(name)
+
+    handles = [network.get_submodule(name).register_forward_pre_hook(partial(note, name=name)) for name in layers]
+    try:
+        with torch.no_grad():
+            call(network, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: list[list[str]] = []
+    seen: set[str] = set()
+    for names in groups.values():
+        fresh = [name for name in dict.fromkeys(names) if name not in seen]
+        seen.update(fresh)
+        if fresh:
+            found.append(fresh)
+    return found
+
+
+def observe_inputs(
+    network: nn.Module, groups: Iterable[Sequence[str]], batches: Sequence[Any], seed: int = 0
+) -> Iterator[ObservedInput]:
+    """What each group of layers reads, one group after the other.
+
+    The network runs over the data once for as many groups as fit in 256 MB of covariances, so
+    that a caller who changes a layer sees later ones fed by the changed one.
+
+    Args:
+        network: The network; run in the mode it is in.
+        groups: Names of the linear layers that share an input, from `shared_inputs`.
+        batches: Inputs of the calibration batches. Where they are dicts with an `attention_mask`
+            of shape `(batch, length)`, positions that it leaves out are not observed.
+        seed: Of the choice of sampled rows.
+    """
+    pending = list(groups)
+    generator = torch.Generator().manual_seed(seed)
+    while pending:
+        observed: list[ObservedInput] = []
+        used = 0
+        while pending and (not observed or used < _MEMORY):
+            group = list(pending.pop(0))
+            features = network.get_submodule(group[0]).in_features
+            assert isinstance(features, int)
+            used += 8 * features**2
+            observed.append(
+                ObservedInput(
+                    group,
+                    torch.full((features,), torch.inf),
+                    torch.full((features,), -torch.inf),
+                    torch.zeros(features, features, dtype=torch.float64),
+                    torch.zeros(0, features),
+                )
+            )
+        _run(network, observed, batches, generator)
+        yield from observed
+
+
+def _run(network: nn.Module, observed: list[ObservedInput], batches: Sequence[Any], generator: torch.Generator) -> None:
+    mask: Tensor | None = None
+
+    def note(_module: nn.Module, arguments: tuple[Tensor, ...], into: ObservedInput) -> None:
+        into.add(_rows(arguments[0].detach().float().cpu(), mask), generator)
+
+    handles = [
+        network.get_submodule(entry.layers[0]).register_forward_pre_hook(partial(note, into=entry))
+        for entry in observed
+    ]
+    try:
+        with torch.no_grad():
+            for inputs in batches:
+                mask = _mask_of(inputs)
+                call(network, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mask_of(inputs: Any) -> Tensor | None:
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask.bool().cpu() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def _rows(inputs: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None and inputs.ndim == 3 and inputs.shape[:2] == mask.shape:
+        return inputs[mask]
+    return inputs.flatten(0, -2)

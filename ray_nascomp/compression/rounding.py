@@ -1,0 +1,66 @@
+"""Weights and inputs of linear layers as integers: affine ranges, and rounding that makes up for its own errors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_DAMPING = 0.01
+_BLOCK = 64
+
+
+def affine_range(lowest: float, highest: float) -> tuple[float, int]:
+    """Scale and zero point of unsigned 8-bit integers that hold a range of values, and zero exactly."""
+    low, high = min(lowest, 0.0), max(highest, 0.0)
+    scale = max((high - low) / 255, 1e-8)
+    return scale, min(255, max(0, round(-low / scale)))
+
+
+def round_affine(values: Tensor, scale: float, zero_point: int) -> Tensor:
+    """The values as unsigned 8-bit integers have them."""
+    return (torch.round(values / scale) + zero_point).clamp(0, 255).sub(zero_point).mul(scale)
+
+
+def channel_scales(weight: Tensor, limit: int) -> Tensor:
+    """Scales with which each output channel's largest weight becomes `limit`, shape `(channels,)`."""
+    return (weight.flatten(1).abs().amax(1) / limit).clamp(min=1e-12)
+
+
+def round_nearest(weight: Tensor, scales: Tensor, limit: int) -> Tensor:
+    """The weight, shape `(channels, features)`, at the nearest multiples of its channels' scales."""
+    return (weight / scales[:, None]).round().clamp(-limit, limit) * scales[:, None]
+
+
+def round_compensated(weight: Tensor, scales: Tensor, limit: int, covariance: Tensor) -> Tensor:
+    """The weight at multiples of its channels' scales, such that the layer's output changes least.
+
+    Features are rounded one after the other, those with the largest inputs first; the error of
+    each is made up for by the features that are still to come (GPTQ: Frantar, Ashkboos, Hoefler
+    and Alistarh 2022, arXiv 2210.17323).
+
+    Args:
+        weight: Shape `(channels, features)`.
+        scales: Shape `(channels,)`.
+        limit: Largest magnitude of an integer.
+        covariance: Mean of x x' of the layer's inputs, shape `(features, features)`.
+    """
+    order = covariance.diagonal().argsort(descending=True, stable=True)
+    hessian = covariance.double()[order][:, order]
+    hessian.diagonal().add_(_DAMPING * float(hessian.diagonal().mean()) + 1e-12)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    # Row i: how the error of feature i is spread over those after it.
+    spread = torch.linalg.cholesky(inverse, upper=True).float()
+    remaining = weight.float()[:, order].clone()
+    rounded = torch.empty_like(remaining)
+    features = weight.shape[1]
+    for start in range(0, features, _BLOCK):
+        stop = min(start + _BLOCK, features)
+        errors = torch.empty(len(weight), stop - start)
+        for feature in range(start, stop):
+            column = remaining[:, feature]
+            rounded[:, feature] = (column / scales).round().clamp(-limit, limit) * scales
+            error = (column - rounded[:, feature]) / spread[feature, feature]
+            remaining[:, feature:stop] -= error[:, None] * spread[feature, feature:stop]
+            errors[:, feature - start] = error
+        remaining[:, stop:] -= errors @ spread[start:stop, stop:]
+    return rounded[:, order.argsort()].to(weight.dtype)
