@@ -9,6 +9,7 @@ from typing import Any
 import nni
 import torch
 from nni.compression import TorchEvaluator
+from nni.compression.base.setting import PruningSetting, QuantizationSetting
 from torch import nn
 
 from ray_nascomp.tasks.base import Task
@@ -83,3 +84,23 @@ def train_on(batches: Iterable[Batch]) -> TrainingFunction:
 
 def no_training(_model: nn.Module, _optimizer: torch.optim.Optimizer, _step: TrainingStep) -> None:
     """A training function that does nothing: post-training quantization observes only."""
+
+
+def register_subclasses(model: nn.Module, names: Iterable[str]) -> None:
+    """Makes NNI treat a layer of a class that it does not know as the class of torch that it derives from.
+
+    NNI goes by the name of a module's class, and fails on a convolution that a library has derived.
+    """
+    for name in names:
+        module = model.get_submodule(name)
+        for setting in (PruningSetting, QuantizationSetting):
+            if type(module).__name__ in setting.registry:
+                continue
+            known = next((cls for cls in type(module).__mro__ if cls.__name__ in setting.registry), None)
+            if known is not None:
+                setting.register(type(module).__name__, setting.registry[known.__name__])
+
+
+def weight_of(module: nn.Module) -> Any:
+    """The weight that training changes; while NNI wraps a layer, its wrapper holds it."""
+    return getattr(module, "_nni_wrapper", module).weight

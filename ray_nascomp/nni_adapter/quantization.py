@@ -3,73 +3,38 @@
 Weights are symmetric, one scale an output channel; activations are affine, one scale a tensor.
 8-bit weights keep to 7 bits of range (-63..63): products of unsigned activations and signed
 weights then cannot saturate in the 16-bit accumulators of x86 processors without VNNI, so the
-exported file gives the same result everywhere.
+exported file gives the same result everywhere. With fewer than 8 bits weights alone are
+quantized: a file computes with them in floating point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from nni.compression.quantization import PtqQuantizer, QATQuantizer
+from nni.compression import TorchEvaluator
 from torch import nn
 
-from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, make_evaluator, no_training
+from ray_nascomp.nni_adapter.embeddings import RoundedEmbeddings
+from ray_nascomp.nni_adapter.evaluator import (
+    TrainingFunction,
+    TrainingStep,
+    make_evaluator,
+    no_training,
+    register_subclasses,
+)
+from ray_nascomp.nni_adapter.quantizers import WEIGHT, Bnn, DoReFa, Lsq, LsqPlus, Ptq, Qat
+from ray_nascomp.nni_adapter.scales import WEIGHT_LIMIT, ActivationScale, Calibration, LayerScales
 from ray_nascomp.tasks.base import Task
 
-WEIGHT_LIMIT = 63
-"""Largest magnitude of an 8-bit weight whose products are computed in integers."""
+__all__ = ["WEIGHT_LIMIT", "ActivationScale", "Calibration", "LayerScales", "QuantizationSession"]
 
+WeightScale = Callable[[np.ndarray, int], np.ndarray]
+"""(weight, largest integer) -> scales of its output channels."""
 
-@dataclass(frozen=True)
-class ActivationScale:
-    """Affine 8-bit quantization of a tensor: value = scale * (integer - zero_point), integer in 0..255."""
-
-    scale: float
-    zero_point: int
-
-
-@dataclass(frozen=True)
-class LayerScales:
-    """What one layer's integers mean.
-
-    Attributes:
-        weight: Scales of the output channels, shape `(channels,)`; of an embedding one a row.
-        input: The layer's input; None where only the weight is stored as integers and the layer
-            computes in floating point.
-        output: The layer's output, None where it is not quantized.
-        bits: Bits of the weight, 1..8.
-    """
-
-    weight: np.ndarray
-    input: ActivationScale | None
-    output: ActivationScale | None
-    bits: int = 8
-
-    @property
-    def limit(self) -> int:
-        """Largest magnitude of the weight's integers.
-
-        It is `2^(bits-1) - 1`, but for 8 bits with a quantized input `WEIGHT_LIMIT`, so that no
-        product saturates, and for 1 bit 1, where the integers are -1 and +1 alone.
-        """
-        if self.bits == 8 and self.input is not None:
-            return WEIGHT_LIMIT
-        return max(1, 2 ** (self.bits - 1) - 1)
-
-    def integers(self, weight: np.ndarray) -> np.ndarray:
-        """The weight as int8, of its own shape; output channels come first."""
-        scaled = weight / self.weight.reshape((-1,) + (1,) * (weight.ndim - 1))
-        if self.bits == 1:
-            return np.where(scaled >= 0, 1, -1).astype(np.int8)
-        return np.clip(np.round(scaled), -self.limit, self.limit).astype(np.int8)
-
-
-Calibration = dict[str, LayerScales]
-"""Layer name -> its scales."""
+_INPUT, _OUTPUT = "_input_0", "_output_0"
 
 
 class QuantizationSession:
@@ -78,34 +43,55 @@ class QuantizationSession:
     Args:
         model: The model with batch normalisations folded; wrapped in place until `close`.
         task: Loss and calibration data.
-        layers: Names of the layers to quantize.
-        outputs: Names of those whose outputs are quantized as well.
-        train: What an epoch of quantization-aware training does; None for post-training quantization.
+        bits: Names of layers and embeddings -> bits of their weight, as `QUANTIZER_BITS` offers
+            them for the method. The inputs of layers with 8 bits are quantized too.
+        outputs: Names of the layers with 8 bits whose outputs are quantized as well.
+        train: What an epoch of quantization-aware training does; None for "ptq".
         optimizer: Class and arguments of its optimizer.
         training_step: Function (batch, model) -> loss of that training.
+        method: "ptq", or one that trains.
+        start: Scales of an earlier session, from which training goes on; observed anew if absent.
+        weight_scale: For "ptq", where scales of weights come from in place of their largest values.
     """
 
     def __init__(
         self,
         model: nn.Module,
         task: Task,
-        layers: Iterable[str],
+        bits: Mapping[str, int],
         outputs: Collection[str],
         train: TrainingFunction | None = None,
         optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (torch.optim.SGD, {"lr": 0.0}),
         training_step: TrainingStep | None = None,
+        method: str = "ptq",
+        start: Calibration | None = None,
+        weight_scale: WeightScale | None = None,
     ) -> None:
         self.model = model
-        config = [_layer_config(name, name in outputs) for name in layers]
-        evaluator = make_evaluator(model, task, train or no_training, optimizer, training_step)
-        self._evaluator = evaluator
-        if train is None:
-            self._quantizer: Any = PtqQuantizer(model, config, evaluator)
-            self._quantizer.compress(1, None)
+        self._bits = dict(bits)
+        rows = {name: value for name, value in bits.items() if isinstance(model.get_submodule(name), nn.Embedding)}
+        layers = {name: value for name, value in bits.items() if name not in rows}
+        register_subclasses(model, layers)
+        if method != "ptq" and start is None:
+            observing = QuantizationSession(model, task, bits, outputs)
+            observed = observing.calibration()
+            observing.close()
         else:
-            self._quantizer = QATQuantizer(model, config, evaluator)
-            evaluator.bind_model(model, self._quantizer._get_param_names_map())
-            self._quantizer._fuse_preprocess(evaluator)
+            observed = start or {}
+        self._embeddings = RoundedEmbeddings(model, rows)
+        config = [_layer_config(name, value, name in outputs, method, observed) for name, value in layers.items()]
+        self._evaluator = make_evaluator(model, task, train or no_training, optimizer, training_step)
+        self._quantizer: Any = _QUANTIZERS[method](model, config, self._evaluator)
+        if method == "ptq":
+            self._quantizer.compress(1, None)
+            if weight_scale is not None:
+                self._set_weight_scales(weight_scale)
+        else:
+            self._evaluator.bind_model(model, self._quantizer._get_param_names_map())
+            self._quantizer._fuse_preprocess(self._evaluator)
+            self._quantizer.start(observed, is_fresh=start is None)
+            if isinstance(self._quantizer, (Lsq, LsqPlus)):
+                _take_relative_steps(self._evaluator, self._quantizer)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -115,42 +101,84 @@ class QuantizationSession:
     def train_epoch(self) -> None:
         """One call of the training function, with NNI's simulated integers in the forward pass."""
         self._evaluator.train(max_epochs=1)
+        if isinstance(self._quantizer, LsqPlus):
+            self._quantizer.round_zero_points()
 
     def calibration(self) -> Calibration:
         """The scales as they are now."""
-        raw = self._quantizer.get_calibration_config()
-        return {name: _layer_scales(targets) for name, targets in raw.items()}
+        rows = self._embeddings.scales()
+        found = {name: LayerScales(scale, None, None, self._bits[name]) for name, scale in rows.items()}
+        for name, targets in self._quantizer._target_spaces.items():
+            activations = {
+                target: self._quantizer.activation_scale(space) for target, space in targets.items() if target != WEIGHT
+            }
+            found[name] = LayerScales(
+                weight=self._quantizer.weight_scale(targets[WEIGHT]),
+                input=activations.get(_INPUT),
+                output=activations.get(_OUTPUT),
+                bits=self._bits[name],
+            )
+        return {name: found[name] for name in self._bits}
 
     def close(self) -> None:
-        """Unwraps the model; its weights are those that training has left."""
+        """Unwraps the model; its weights are those that training has left.
+
+        They are not rounded: `LayerScales.integers` gives the integers that were simulated.
+        """
+        self._quantizer.finish()
         if self._evaluator.model is not None:
             self._evaluator.unbind_model()
         self._quantizer.unwrap_model()
+        self._embeddings.close()
+
+    def _set_weight_scales(self, weight_scale: WeightScale) -> None:
+        for _, target, space in self._quantizer.targets():
+            if target == WEIGHT:
+                weight = space.target.detach()
+                scale = torch.from_numpy(np.asarray(weight_scale(weight.cpu().numpy(), space.qmax), np.float32))
+                space.scale = scale.reshape(space.scale.shape).to(weight.device)
 
 
-def _layer_config(name: str, with_output: bool) -> dict[str, Any]:
-    activation = {"quant_dtype": "uint8", "quant_scheme": "affine", "granularity": "default"}
+def _layer_config(name: str, bits: int, with_output: bool, method: str, observed: Calibration) -> dict[str, Any]:
+    """NNI's config for a layer, one entry each: their order, unlike that of names in one entry, is fixed."""
+    dtype = "int7" if bits == 8 else f"int{max(bits, 2)}"
+    # DoReFa and BNN squeeze a weight as a whole and refuse rows; ours has a magnitude for each.
+    granularity = "default" if method in ("dorefa", "bnn") else "out_channel"
     targets: dict[str, Any] = {
-        "_input_": activation,
-        "weight": {"quant_dtype": "int7", "quant_scheme": "symmetric", "granularity": "out_channel"},
+        WEIGHT: {"quant_dtype": dtype, "quant_scheme": "symmetric", "granularity": granularity},
     }
-    if with_output:
-        targets["_output_"] = activation
-    return {
-        "op_names": [name],
-        "quant_dtype": "int8",
-        "target_names": list(targets),
-        "target_settings": targets,
-    }
+    if bits == 8:
+        scales = observed.get(name)
+        targets[_INPUT] = _activation_config(method, scales.input if scales else None)
+        if with_output:
+            targets[_OUTPUT] = _activation_config(method, scales.output if scales else None)
+    return {"op_names": [name], "quant_dtype": "int8", "target_names": list(targets), "target_settings": targets}
 
 
-def _layer_scales(targets: dict[str, dict[str, Any]]) -> LayerScales:
-    return LayerScales(
-        weight=targets["weight"]["scale"].detach().flatten().numpy().astype(np.float32),
-        input=_activation(targets["_input_0"]),
-        output=_activation(targets["_output_0"]) if "_output_0" in targets else None,
-    )
+def _activation_config(method: str, observed: ActivationScale | None) -> dict[str, Any]:
+    # LSQ has no zero points: what is negative needs signed integers.
+    signed = method == "lsq" and observed is not None and observed.zero_point > 0
+    return {"quant_dtype": "int8" if signed else "uint8", "quant_scheme": "affine", "granularity": "default"}
 
 
-def _activation(target: dict[str, Any]) -> ActivationScale:
-    return ActivationScale(float(target["scale"]), int(target["zero_point"]))
+def _take_relative_steps(evaluator: TorchEvaluator, quantizer: Lsq | LsqPlus) -> None:
+    """Lets learned scales move by shares of their size.
+
+    NNI gives them the learning rate of the weights, and an adaptive optimizer takes a whole step of
+    it whatever the gradient is: at 0.001 a tenth of a scale of 0.01.
+    """
+    learned = list(quantizer.learned())
+    before: list[torch.Tensor] = []
+
+    def remember() -> None:
+        before[:] = [parameter.detach().clone() for parameter, _ in learned]
+
+    def shorten() -> None:
+        with torch.no_grad():
+            for (parameter, size), old in zip(learned, before, strict=True):
+                parameter.copy_(old + (parameter - old) * (old.abs() if size is None else size))
+
+    evaluator.patch_optimizer_step(before_step_tasks=[remember], after_step_tasks=[shorten])
+
+
+_QUANTIZERS = {"ptq": Ptq, "qat": Qat, "lsq": Lsq, "lsq_plus": LsqPlus, "dorefa": DoReFa, "bnn": Bnn}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ray_nascomp.nni_adapter.evaluator import TrainingStep, to_device
+from ray_nascomp.nni_adapter.evaluator import TrainingStep, to_device, weight_of
 from ray_nascomp.plan import DistillStage, FinetuneStage
 from ray_nascomp.tasks.base import Task
 from ray_nascomp.tasks.calling import call
@@ -75,7 +75,7 @@ class Trainer:
         data = self._task.train_data
         generator = torch.Generator().manual_seed(seed)
         batches = list(data.index_batches(self._task.batch_size, generator))
-        weights: dict[str, Any] = {name: network.get_submodule(name).weight for name in self.masks}
+        weights = {name: weight_of(network.get_submodule(name)) for name in self.masks}
         # Wrapping changes the order of parameters, and with it the last digit of the norm.
         ordered = [parameter for _, parameter in sorted(network.named_parameters())]
         network.train()
