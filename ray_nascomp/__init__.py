@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from ray_nascomp.observations import Observation
     from ray_nascomp.pipeline import compress, compress_steps
     from ray_nascomp.plan import CompressionPlan
+    from ray_nascomp.recorded import recorded
+    from ray_nascomp.restoring import restore
     from ray_nascomp.results import Results
     from ray_nascomp.space import bits, rank, sparsity, when
     from ray_nascomp.tasks import Task
+    from ray_nascomp.tasks.huggingface import HuggingFaceTask
     from ray_nascomp.trial import compression_trainable
 
 __version__ = "0.1.0"
@@ -31,6 +34,7 @@ _EXPORTS = {
     "Constraint": "goals",
     "CostModel": "costs",
     "Goal": "goals",
+    "HuggingFaceTask": "tasks.huggingface",
     "InfeasibleError": "errors",
     "ModelSpec": "model_spec",
     "Objective": "goals",
@@ -43,6 +47,8 @@ _EXPORTS = {
     "compression_space": "builders",
     "compression_trainable": "trial",
     "rank": "space",
+    "recorded": "recorded",
+    "restore": "restoring",
     "sparsity": "space",
     "when": "space",
 }
@@ -53,6 +59,7 @@ __all__ = [
     "Constraint",
     "CostModel",
     "Goal",
+    "HuggingFaceTask",
     "InfeasibleError",
     "ModelSpec",
     "Objective",
@@ -65,6 +72,8 @@ __all__ = [
     "compression_space",
     "compression_trainable",
     "rank",
+    "recorded",
+    "restore",
     "sparsity",
     "when",
 ]

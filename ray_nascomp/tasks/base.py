@@ -10,7 +10,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.space import Space
 from ray_nascomp.tasks.calling import call, device_of, map_tensors
 from ray_nascomp.tasks.data import Batch, Data
+
+if TYPE_CHECKING:
+    from ray_nascomp.compression.resolve import Resolver
 
 Metric = Callable[[Tensor, Tensor], float]
 _CALIBRATION_SAMPLES = 512
@@ -41,7 +44,8 @@ class Task:
         loss: Function (outputs, targets) -> scalar tensor; cross entropy if absent.
         build: A builder `build(architecture) -> nn.Module`, which makes architecture a part of the
             search. Weights are inherited from `model` wherever names match: the leading channels
-            and the centre of larger kernels.
+            and the centre of larger kernels. A builder whose attribute `inherits` is true brings
+            the weights itself.
         architecture: The builder's dimensions, Tune domains by name.
         batch_size: Samples a training step.
 
@@ -85,9 +89,21 @@ class Task:
         self._loss = loss or nn.functional.cross_entropy
         self.build = build
         self.architecture = dict(architecture or {})
-        self._architecture_space = Space(self.architecture) if self.architecture else None
+        self._read_architecture()
         self.batch_size = batch_size
+        self._register()
+
+    def _register(self) -> None:
         _alive[self.fingerprint] = self
+
+    def _read_architecture(self) -> None:
+        # Conditions name their dimension by its place in the whole space, which begins with the stage.
+        self._architecture_space = Space({"architecture": self.architecture}) if self.architecture else None
+
+    def _canonical(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._architecture_space is not None
+        canonical: dict[str, Any] = self._architecture_space.canonical({"architecture": architecture})["architecture"]
+        return canonical
 
     @cached_property
     def example_inputs(self) -> Any:
@@ -102,6 +118,13 @@ class Task:
             UntraceableModelError: If it cannot be traced.
         """
         return ModelSpec.from_model(self.model, self.example_inputs)
+
+    @cached_property
+    def resolver(self) -> Resolver:
+        """What finds numbers that depend on the task's weights."""
+        from ray_nascomp.compression.resolve import Resolver
+
+        return Resolver(self)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -131,19 +154,23 @@ class Task:
             ConfigError: For unknown or missing keys, or an architecture where there is no builder.
         """
         from ray_nascomp.architecture.inherit import inherit_weights
+        from ray_nascomp.compression.attention import replace_conv1d
 
         if not architecture:
-            return copy.deepcopy(self.model)
+            network = copy.deepcopy(self.model)
+            replace_conv1d(network)
+            return network
         if self.build is None or self._architecture_space is None:
             raise ConfigError(f"architecture: {dict(architecture)!r} was given, but the task has no builder")
         for key in architecture:
             if key not in self.architecture:
                 raise ConfigError.unknown("architecture", key, self.architecture)
-        canonical = self._architecture_space.canonical(architecture)
-        network = self.build(canonical)
+        network = self.build(self._canonical(architecture))
         if not isinstance(network, nn.Module):
             raise ConfigError(f"build: it returned a {type(network).__name__}, a torch.nn.Module is allowed")
-        inherit_weights(network, self.model)
+        if not getattr(self.build, "inherits", False):
+            inherit_weights(network, self.model)
+        replace_conv1d(network)
         return network.to(device_of(self.model))
 
     def trace(self, architecture: Mapping[str, Any]) -> tuple[nn.Module, ModelSpec]:
@@ -224,11 +251,15 @@ class Task:
         # Workers never see the test set.
         return {**self.__dict__, "test_data": None, "fingerprint": self.fingerprint}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _alive.setdefault(self.fingerprint, self)
+
     def architecture_key(self, architecture: Mapping[str, Any]) -> str:
         """A text that equal architectures share, inactive dimensions left out."""
         if not architecture or self._architecture_space is None:
             return ""
-        return json.dumps(self._architecture_space.canonical(architecture), sort_keys=True, default=str)
+        return json.dumps(self._canonical(architecture), sort_keys=True, default=str)
 
 
 def find_task(fingerprint: str) -> Task | None:

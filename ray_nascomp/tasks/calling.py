@@ -12,8 +12,9 @@ from torch import Tensor, nn
 def call(model: Any, inputs: Any) -> Tensor:
     """The model's output tensor for inputs given as a tensor, a tuple or a dict.
 
-    Of an output object with `logits` these are taken, of a dict "logits" or its first value,
-    of a tuple the first element.
+    Of an output object with `logits` these are taken, of one with logits for a span's start and
+    end both, stacked in a last dimension of 2, of a dict "logits" or its first value, of a tuple
+    the first element.
     """
     # torch's fused attention in evaluation mode goes past the layers, and so past what wraps them.
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -38,6 +39,8 @@ def main_output(output: Any) -> Tensor:
         value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(value, Tensor):
             return value
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
     first = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
     return main_output(first)
 
