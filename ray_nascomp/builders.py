@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ray import tune
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.plan import BITS, QUANTIZE_METHODS
+from ray_nascomp.plan import bits_of
 from ray_nascomp.space import sparsity
 from ray_nascomp.tasks.base import Task
 
@@ -44,7 +44,7 @@ def compression_space(
         if value not in allowed:
             raise ConfigError.unknown(name, value, allowed)
     groups = [group.name for group in task.spec.prunable_groups]
-    layers = [layer.name for layer in task.spec.compressible_layers]
+    layers = [layer.name for layer in task.spec.quantizable_layers]
     space: dict[str, Any] = {}
     if task.architecture:
         space["architecture"] = dict(task.architecture)
@@ -60,9 +60,9 @@ def compression_space(
         "distill": {"weight": tune.choice([0.0, 0.3, 0.6, 0.9]), "temperature": tune.choice([1.0, 2.0, 4.0])},
     }
     if layers:
-        choice = list(BITS)
+        choice = list(bits_of("ptq"))
         space["quantize"] = {
-            "method": tune.choice(list(QUANTIZE_METHODS)),
+            "method": tune.choice(["ptq", "qat"]),
             "bits": tune.choice(choice) if bits == "uniform" else {name: tune.choice(choice) for name in layers},
         }
     return space

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ray_nascomp import registry
+from ray_nascomp.cost_table import CostTable
 from ray_nascomp.errors import InfeasibleError, LayerCollapsedError
-from ray_nascomp.model_spec import LayerSpec, ModelSpec, resize
+from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.plan import CompressionPlan
 
 if TYPE_CHECKING:
     from ray_nascomp.tasks.base import Task
 
-_FLOAT_BYTES = 4
-# Measured on exported files: a node, its names and the headers of its tensors.
-_BYTES_A_LAYER = 255
-_BYTES_A_QUANTIZED_LAYER = 520
-_BYTES_A_FILE = 60
+_RATIOS = (("params_ratio", "params"), ("macs_ratio", "macs"), ("size_ratio", "size_mb"))
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class LayerCost:
         macs: Multiply-accumulates of one sample.
         bits: Bits of the weights.
         bytes: Bytes of the parameters in the exported file.
+        rank: Rank of its factors; 0 for a layer that is whole.
     """
 
     name: str
@@ -44,51 +44,7 @@ class LayerCost:
     macs: int
     bits: int
     bytes: int
-
-
-def removed_channels(plan: CompressionPlan, base: ModelSpec, spec: ModelSpec) -> dict[str, int]:
-    """Number of channels that a plan removes from each group.
-
-    Args:
-        plan: The plan; its groups are those of `base`.
-        base: The task's own model.
-        spec: The plan's architecture, whose groups take the sparsity of their first layer.
-
-    Raises:
-        LayerCollapsedError: If a group would be left without channels.
-    """
-    if plan.prune.method == "level" or plan.prune.is_identity:
-        return {}
-    removed = {}
-    for group in spec.prunable_groups:
-        owner = next((found for layer in group.layers if (found := base.group_of(layer))), group)
-        sparsity = plan.prune.of(owner.name)
-        count = math.floor(sparsity * group.width + 0.5 + 1e-9)
-        if count >= group.width:
-            raise LayerCollapsedError(
-                f"group {group.name!r} has {group.width} channels; a sparsity of {sparsity:g} would leave none"
-            )
-        removed[group.name] = group.width - _rounded(group.width - count, group.width, plan.prune.round_to)
-    return removed
-
-
-def _rounded(kept: int, width: int, multiple: int) -> int:
-    """The nearest multiple that a group can have; a group that is whole or narrower stays as it is."""
-    if kept == width or width <= multiple:
-        return kept
-    return min(width, max(multiple, round(kept / multiple) * multiple))
-
-
-def layer_costs(spec: ModelSpec, removed: Mapping[str, int], bits: Callable[[str], int]) -> list[LayerCost]:
-    """The cost of every layer.
-
-    Args:
-        spec: The model before channels are removed.
-        removed: Group name -> number of removed channels.
-        bits: Function from a layer's name to its bits.
-    """
-    folded = {layer.folds_into for layer in spec.layers}
-    return [_layer_cost(layer, removed, bits(layer.name), layer.name in folded) for layer in spec.layers]
+    rank: int = 0
 
 
 class CostModel:
@@ -103,7 +59,8 @@ class CostModel:
 
     def __init__(self, task: Task) -> None:
         self.spec = task.spec
-        self._specs: dict[str, ModelSpec] = {"": self.spec}
+        self._resolver = task.resolver
+        self._tables: dict[str, _Architecture] = {"": _Architecture(self.spec, self.spec)}
         self._builder = _SpecBuilder(task) if task.build is not None else None
         self._dense = self.of_plan(CompressionPlan())
 
@@ -119,35 +76,58 @@ class CostModel:
             ConfigError: If the config is not valid.
             InfeasibleError: If the plan cannot be carried out.
         """
-        cost = self.of_plan(CompressionPlan.from_config(config, self.spec))
-        for name, metric in (("params_ratio", "params"), ("macs_ratio", "macs"), ("size_ratio", "size_mb")):
-            cost[name] = self._dense[metric] / cost[metric]
-        return cost
+        cost = self.of_plan(self.plan(config))
+        return cost | {name: self._dense[metric] / cost[metric] for name, metric in _RATIOS}
 
     def many(self, configs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """The known metrics of several configs, each an array of shape `(configs,)`; NaN where infeasible."""
-        rows: list[dict[str, float]] = []
-        for config in configs:
+        """The known metrics of several configs, each an array of shape `(configs,)`; NaN where infeasible.
+
+        Raises:
+            ConfigError: If a config is not valid.
+        """
+        rows: dict[str, list[int]] = {}
+        plans = [self.plan(config) for config in configs]
+        reasons: list[str | None] = [None] * len(plans)
+        for index, plan in enumerate(plans):
             try:
-                rows.append(self(config))
-            except InfeasibleError:
-                rows.append({})
-        names = {name for row in rows for name in row}
-        return {name: np.array([row.get(name, np.nan) for row in rows]) for name in sorted(names)}
+                rows.setdefault(self._key(plan), []).append(index)
+            except InfeasibleError as error:
+                reasons[index] = str(error)
+        result: dict[str, np.ndarray] = {}
+        for key, indices in rows.items():
+            batch = _Batch(self._tables[key], [plans[i] for i in indices])
+            totals = batch.table.totals(batch.layers, batch.removed, batch.bits)
+            feasible = ~batch.collapsed.any(axis=1)
+            for metric, values in totals.items():
+                column = result.setdefault(metric, np.full(len(plans), np.nan))
+                column[indices] = np.where(feasible, values, np.nan)
+        for metric in ("params", "macs", "bitops", "size_mb"):
+            result.setdefault(metric, np.full(len(plans), np.nan))
+        return result | {name: self._dense[metric] / result[metric] for name, metric in _RATIOS}
+
+    def plan(self, config: Mapping[str, Any]) -> CompressionPlan:
+        """The validated plan of a config, with numbers in place of what depends on weights.
+
+        Raises:
+            ConfigError: If the config is not valid.
+        """
+        plan = CompressionPlan.from_config(config, self.spec)
+        return self._resolver.resolve(plan) if plan.depends_on_weights else plan
 
     def canonical(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Values that configs with the same meaning share."""
-        plan = CompressionPlan.from_config(config, self.spec)
+        plan = self.plan(config)
         canonical = plan.canonical()
-        if "prune" in canonical and plan.prune.method != "level":
+        if "prune" in canonical and plan.prune.removes_units:
             # Sparsities that remove the same channels mean the same.
             with suppress(InfeasibleError):
-                counts = removed_channels(plan, self.spec, self.spec_of(plan))
-                canonical["prune"] = {"method": plan.prune.method, "sparsity": {n: c for n, c in counts.items() if c}}
+                counts = self.removed(plan)
+                prune = {key: value for key, value in canonical["prune"].items() if key not in ("scope", "round_to")}
+                canonical["prune"] = prune | {"sparsity": {n: c for n, c in counts.items() if c}}
         if self._builder is not None:
             canonical["architecture"] = self._builder.key(plan.architecture)
             layers = {layer.name for layer in self.spec_of(plan).layers}
-            for stage, key in (("prune", "sparsity"), ("quantize", "bits")):
+            for stage, key in (("prune", "sparsity"), ("quantize", "bits"), ("low_rank", "rank")):
                 if stage in canonical:
                     values = canonical[stage][key]
                     canonical[stage][key] = {n: v for n, v in values.items() if n in layers or n == "*"}
@@ -159,24 +139,172 @@ class CostModel:
         Raises:
             InfeasibleError: If the plan cannot be carried out.
         """
-        spec = self.spec_of(plan)
-        layers = layer_costs(spec, removed_channels(plan, self.spec, spec), plan.quantize.of)
-        macs = sum(layer.macs for layer in layers)
+        batch = self._single(plan)
+        totals = batch.table.totals(batch.layers, batch.removed, batch.bits)
+        return {metric: float(values[0]) for metric, values in totals.items()}
+
+    def layers(self, plan: CompressionPlan) -> list[LayerCost]:
+        """The cost of every layer of the plan's architecture.
+
+        Raises:
+            InfeasibleError: If the plan cannot be carried out.
+        """
+        batch = self._single(plan)
+        costs = batch.layers
+        return [
+            LayerCost(
+                layer.name,
+                layer.kind,
+                round(costs.params[0, i]),
+                round(costs.macs[0, i]),
+                int(batch.bits[0, i]) if layer.is_quantizable else 32,
+                round(costs.bytes[0, i]),
+                int(batch.ranks[0, i]),
+            )
+            for i, layer in enumerate(batch.table.spec.layers)
+        ]
+
+    def removed(self, plan: CompressionPlan) -> dict[str, int]:
+        """Number of units that a plan removes from each group of its architecture.
+
+        Raises:
+            LayerCollapsedError: If a group would be left without units.
+        """
+        batch = self._single(plan)
         return {
-            "params": float(sum(layer.params for layer in layers) + spec.extra_params),
-            "macs": float(macs + spec.extra_macs),
-            "bitops": float(sum(layer.macs * layer.bits**2 for layer in layers) + spec.extra_macs * 32**2),
-            "size_mb": (_file_bytes(layers) + spec.extra_params * _FLOAT_BYTES) / 1e6,
+            group.name: int(count)
+            for group, count in zip(batch.table.spec.groups, batch.removed[0], strict=True)
+            if group.prunable
+        }
+
+    def ranks(self, plan: CompressionPlan) -> dict[str, int]:
+        """Layer name -> rank of its factors, for the layers of the plan's architecture that are factorised.
+
+        Raises:
+            InfeasibleError: If the plan cannot be carried out.
+        """
+        batch = self._single(plan)
+        return {
+            layer.name: int(rank)
+            for layer, rank in zip(batch.table.spec.layers, batch.ranks[0], strict=True)
+            if rank
         }
 
     def spec_of(self, plan: CompressionPlan) -> ModelSpec:
         """The structure of a plan's architecture before channels are removed."""
-        if self._builder is None or not plan.architecture:
-            return self.spec
-        key = self._builder.key(plan.architecture)
-        if key not in self._specs:
-            self._specs[key] = self._builder.spec(plan.architecture)
-        return self._specs[key]
+        return self._tables[self._key(plan)].spec
+
+    def _single(self, plan: CompressionPlan) -> _Batch:
+        batch = _Batch(self._tables[self._key(plan)], [plan])
+        for index in batch.collapsed[0].nonzero()[0]:
+            group = batch.table.spec.groups[index]
+            units = "heads" if group.is_heads else "channels"
+            raise LayerCollapsedError(
+                f"group {group.name!r} has {group.width} {units}; a sparsity of {batch.sparsity[0, index]:g} "
+                "would leave none"
+            )
+        return batch
+
+    def _key(self, plan: CompressionPlan) -> str:
+        if not plan.stages and (self._builder is None or not plan.architecture):
+            return ""
+        architecture = self._builder.key(plan.architecture) if self._builder is not None and plan.architecture else ""
+        key = json.dumps([architecture, plan.stages, plan.order if plan.stages else None], sort_keys=True, default=str)
+        if key not in self._tables:
+            spec = self._builder.spec(plan.architecture) if self._builder is not None and architecture else self.spec
+            own = registry.registered("stage")
+            for name in plan.order:
+                if name in plan.stages:
+                    spec = own[name]().specify(spec, plan.stages[name])
+            self._tables[key] = _Architecture(spec, self.spec)
+        return key
+
+
+class _Architecture:
+    """An architecture's table, and the names that its groups and layers have in configs."""
+
+    def __init__(self, spec: ModelSpec, base: ModelSpec) -> None:
+        self.spec = spec
+        self._base = base
+
+    @cached_property
+    def table(self) -> CostTable:
+        return CostTable(self.spec)
+
+    @cached_property
+    def owners(self) -> list[str | None]:
+        """Group names in configs: groups take the sparsity of their first layer; None for those that stay whole."""
+        names = self._base.prunable_names
+        owners = []
+        for group in self.spec.groups:
+            found = group.name if group.name in names else None
+            if found is None:
+                candidates = (self._base.group_of(layer) for layer in group.layers)
+                found = next((owner.name for owner in candidates if owner is not None), group.name)
+            owners.append(found if group.prunable else None)
+        return owners
+
+    @cached_property
+    def widths(self) -> np.ndarray:
+        return np.array([group.width for group in self.spec.groups], float)
+
+    @cached_property
+    def multiples_matter(self) -> np.ndarray:
+        """Groups whose width comes in multiples: channels, not heads."""
+        return np.array([not group.is_heads for group in self.spec.groups], bool)
+
+    @cached_property
+    def layer_names(self) -> list[str]:
+        return [layer.config_name for layer in self.spec.layers]
+
+
+class _Batch:
+    """Some plans of one architecture, as arrays with a row for each."""
+
+    def __init__(self, architecture: _Architecture, plans: Sequence[CompressionPlan]) -> None:
+        self.table = architecture.table
+        self.sparsity, self.removed, self.collapsed = _removed(architecture, plans)
+        shape = (len(plans), len(architecture.layer_names))
+        self.bits = _values([plan.quantize for plan in plans], architecture.layer_names, 32.0, shape)
+        share = _values([plan.low_rank for plan in plans], architecture.layer_names, 1.0, shape)
+        if (share < 1).any():
+            # What is gone when the layers are factorised.
+            prune_first = np.array([plan.order.index("prune") < plan.order.index("low_rank") for plan in plans])
+            gone = self.removed * prune_first[:, None]
+            round_to = np.array([plan.low_rank.round_to for plan in plans])
+            self.ranks = self.table.ranks(share, round_to, gone)
+            sides = self.table.sides(gone)
+        else:
+            self.ranks = np.zeros(shape)
+            sides = (self.ranks, self.ranks)
+        self.layers = self.table.layers(self.removed, self.ranks, sides, self.bits)
+
+
+def _values(stages: Sequence[Any], names: list[str], identity: float, shape: tuple[int, int]) -> np.ndarray:
+    """`stage.of(name)` for all stages and names."""
+    if all(stage.is_identity for stage in stages):
+        return np.full(shape, identity)
+    return np.array([[*map(stage.of, names)] if not stage.is_identity else [identity] * shape[1] for stage in stages])
+
+
+def _removed(
+    architecture: _Architecture, plans: Sequence[CompressionPlan]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sparsities, numbers of removed units, and where nothing would be left; each of shape `(plans, groups)`."""
+    width = architecture.widths
+    sparsity = np.zeros((len(plans), len(width)))
+    multiple = np.ones((len(plans), 1))
+    for row, plan in enumerate(plans):
+        if plan.prune.removes_units and not plan.prune.is_identity:
+            of = plan.prune.of
+            sparsity[row] = [of(name) if name is not None else 0.0 for name in architecture.owners]
+            multiple[row] = plan.prune.round_to
+    count = np.floor(sparsity * width + 0.5 + 1e-9)
+    kept = width - count
+    step = np.where(architecture.multiples_matter & (width > multiple), multiple, 1)
+    rounded = np.minimum(width, np.maximum(step, np.round(kept / step) * step))
+    collapsed = (count >= width) & (width > 0)
+    return sparsity, np.where(collapsed | (kept == width), count, width - rounded), collapsed
 
 
 class _SpecBuilder:
@@ -198,25 +326,3 @@ class _SpecBuilder:
         return self._task.trace(architecture)[1]
 
 
-def _layer_cost(layer: LayerSpec, removed: Mapping[str, int], bits: int, has_norm: bool) -> LayerCost:
-    shape = resize(layer, removed)
-    if not shape:
-        return LayerCost(layer.name, layer.kind, layer.fixed_params, 0, 32, layer.fixed_params * _FLOAT_BYTES)
-    weights, channels = math.prod(shape), shape[0]
-    params = weights + (channels if layer.bias else 0)
-    if not layer.is_compressible:
-        size = 0 if layer.folds_into else params * _FLOAT_BYTES
-        return LayerCost(layer.name, layer.kind, params, 0, 32, size)
-    # Folding a batch normalisation gives the convolution a bias.
-    bias_bytes = channels * _FLOAT_BYTES if layer.bias or has_norm else 0
-    weight_bytes = weights * _FLOAT_BYTES if bits == 32 else weights + channels * (_FLOAT_BYTES + 1)
-    return LayerCost(layer.name, layer.kind, params, weights * layer.positions, bits, weight_bytes + bias_bytes)
-
-
-def _file_bytes(layers: Iterable[LayerCost]) -> int:
-    total = _BYTES_A_FILE
-    for layer in layers:
-        total += layer.bytes
-        if layer.macs:
-            total += _BYTES_A_QUANTIZED_LAYER if layer.bits != 32 else _BYTES_A_LAYER
-    return total

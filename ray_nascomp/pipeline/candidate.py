@@ -1,17 +1,26 @@
-"""A candidate: a task's model after architecture and pruning, really smaller."""
+"""A candidate: a task's model after the stages that change its structure, really smaller."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
+from ray_nascomp import registry
+from ray_nascomp.compression.attention import Attention, find_attentions, remove_heads
 from ray_nascomp.compression.graph import remove_channels
-from ray_nascomp.costs import removed_channels
-from ray_nascomp.model_spec import ModelSpec
+from ray_nascomp.compression.low_rank import factorise, input_covariances
+from ray_nascomp.costs import CostModel
+from ray_nascomp.model_spec import GroupSpec, ModelSpec
 from ray_nascomp.nni_adapter.pruning import channels_to_remove, weight_masks
+from ray_nascomp.nni_adapter.scheduled import scheduled_pruning, scheduled_weight_masks
+from ray_nascomp.pipeline.training import Trainer
 from ray_nascomp.plan import CompressionPlan
+from ray_nascomp.pruners import weight_refusal
 from ray_nascomp.tasks.base import Task
 
 
@@ -22,53 +31,226 @@ class Candidate:
     Attributes:
         plan: What it is made from.
         network: The network, its removed channels gone.
-        spec: The architecture before channels were removed.
-        removed: Group name -> indices of the removed channels.
+        spec: The architecture before channels were removed and layers factorised.
+        removed: Group name -> indices of the removed units.
         masks: Layer name -> mask of single weights that are zero and stay so.
+        factors: Layer name -> names of the layers that it has become.
+        attentions: The architecture's attentions by name.
     """
 
     plan: CompressionPlan
     network: nn.Module
     spec: ModelSpec
-    removed: dict[str, list[int]]
-    masks: dict[str, Tensor]
+    removed: dict[str, list[int]] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    attentions: dict[str, Attention] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, task: Task, plan: CompressionPlan) -> Candidate:
+        """The plan's architecture, from which the stages go on.
+
+        Raises:
+            InfeasibleError: If the architecture does not run.
+        """
+        network, spec = task.trace(plan.architecture)
+        for parameter in network.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())  # All of the network is trained back.
+        return cls(plan, network, spec, attentions={found.name: found for found in find_attentions(network)})
 
     @property
     def is_changed(self) -> bool:
         """Whether the network differs from the task's own model."""
-        return bool(self.plan.architecture or self.removed or self.masks)
+        return bool(self.plan.architecture or self.plan.stages or self.removed or self.masks or self.factors)
 
     @property
-    def removed_counts(self) -> dict[str, int]:
-        """Group name -> number of removed channels."""
-        return {name: len(indices) for name, indices in self.removed.items()}
+    def bits(self) -> dict[str, int]:
+        """Name of each layer of the network with fewer than 32 bits -> its bits."""
+        bits = {}
+        for layer in self.spec.quantizable_layers:
+            value = self.plan.quantize.of(layer.config_name)
+            if value != 32:
+                bits |= dict.fromkeys(self.factors.get(layer.name, (layer.name,)), value)
+        return bits
 
 
-def make_candidate(task: Task, plan: CompressionPlan) -> Candidate:
-    """Carries out architecture and pruning.
+def make_candidate(task: Task, plan: CompressionPlan, costs: CostModel, trainer: Trainer) -> Candidate:
+    """Carries out the stages that change the structure, in the plan's order.
+
+    Args:
+        task: The task.
+        plan: The plan, resolved.
+        costs: The task's cost model, which counts what goes.
+        trainer: How scheduled pruning trains.
 
     Raises:
         InfeasibleError: If the plan cannot be carried out.
     """
-    network, spec = task.trace(plan.architecture)
-    for parameter in network.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())  # All of the network is trained back.
-    counts = removed_channels(plan, task.spec, spec)
-    masks: dict[str, Tensor] = {}
-    removed: dict[str, list[int]] = {}
-    if plan.prune.method == "level":
-        sparsity = {
-            layer: plan.prune.of(owner.name)
-            for group in spec.prunable_groups
-            for layer in group.layers
-            if (owner := task.spec.group_of(layer)) is not None
-        }
-        masks = weight_masks(network, task, sparsity)
-        for name, mask in masks.items():
+    candidate = Candidate.start(task, plan)
+    _carry_out(
+        candidate,
+        task,
+        prune=lambda: _prune(candidate, task, costs.removed(plan), trainer),
+        low_rank=lambda: _factorise(candidate, task, costs.ranks(plan)),
+    )
+    return candidate
+
+
+def rebuild_candidate(
+    task: Task, plan: CompressionPlan, removed: dict[str, list[int]], ranks: Mapping[str, int]
+) -> Candidate:
+    """A candidate with the structure that another had; its weights are still to be loaded.
+
+    Args:
+        task: The task.
+        plan: The plan, resolved.
+        removed: Group name -> indices of the removed units.
+        ranks: Layer name -> rank.
+
+    Raises:
+        InfeasibleError: If the architecture does not run.
+    """
+    candidate = Candidate.start(task, plan)
+
+    def prune() -> None:
+        candidate.removed = removed
+        _remove_units(candidate, task)
+
+    def low_rank() -> None:
+        candidate.factors = factorise(candidate.network, ranks) if ranks else {}
+
+    _carry_out(candidate, task, prune, low_rank)
+    return candidate
+
+
+def _carry_out(
+    candidate: Candidate, task: Task, prune: Callable[[], None], low_rank: Callable[[], None]
+) -> None:
+    """Runs the stages in the plan's order."""
+    ours = {"prune": prune, "low_rank": low_rank}
+    for name in candidate.plan.order:
+        if name in ours:
+            ours[name]()
+        elif name in candidate.plan.stages:
+            stage = registry.registered("stage")[name]()
+            options = candidate.plan.stages[name]
+            candidate.network = stage.apply(candidate.network, task, options, candidate.plan.seed)
+            candidate.spec = stage.specify(candidate.spec, options)
+
+
+def _remove_units(candidate: Candidate, task: Task) -> None:
+    """Removes the candidate's channels and heads from its network."""
+    groups = {group.name: _renamed_group(group, candidate.factors) for group in candidate.spec.groups}
+    channels = {}
+    for name, units in candidate.removed.items():
+        if groups[name].is_heads:
+            remove_heads(candidate.network, _renamed_attention(candidate.attentions[name], candidate.factors), units)
+        else:
+            channels[groups[name].layers[0]] = units
+    remove_channels(candidate.network, task.example_inputs, channels)
+
+
+def _prune(candidate: Candidate, task: Task, counts: Mapping[str, int], trainer: Trainer) -> None:
+    plan, network = candidate.plan, candidate.network
+    if plan.prune.is_identity:
+        return
+    if not plan.prune.removes_units:
+        candidate.masks = _weight_masks(candidate, task, trainer)
+        for name, mask in candidate.masks.items():
             weight: Any = network.get_submodule(name).weight
             weight.data.mul_(mask)
+        return
+    groups = {
+        group.name: (_renamed_group(group, candidate.factors), counts[group.name])
+        for group in candidate.spec.prunable_groups
+        if counts.get(group.name)
+    }
+    if not groups:
+        return
+    spec = candidate.spec if not candidate.factors else None
+    method = plan.prune.method
+    if plan.prune.schedule != "one_shot":
+        candidate.removed, state = scheduled_pruning(
+            network, task, method, plan.prune.schedule, groups, **_training(trainer, task), spec=spec
+        )
+        network.load_state_dict(state)
+    elif method in registry.registered("pruner"):
+        candidate.removed = _own_choice(network, task, method, groups, plan.seed)
     else:
-        groups = {group.name: (group, counts[group.name]) for group in spec.prunable_groups if counts.get(group.name)}
-        removed = channels_to_remove(network, task, plan.prune.method, groups, plan.seed)
-        remove_channels(network, task.example_inputs, removed)
-    return Candidate(plan, network, spec, removed, masks)
+        candidate.removed = channels_to_remove(network, task, method, groups, plan.seed, spec)
+    _remove_units(candidate, task)
+
+
+def _weight_masks(candidate: Candidate, task: Task, trainer: Trainer) -> dict[str, Tensor]:
+    prune = candidate.plan.prune
+    kinds = {layer.name: layer for layer in candidate.spec.layers}
+    sparsity = {}
+    for group in candidate.spec.prunable_groups:
+        for layer in group.layers:
+            owner = task.spec.group_of(layer)
+            if owner is not None and weight_refusal(prune.method, kinds[layer]) is None:
+                sparsity |= dict.fromkeys(candidate.factors.get(layer, (layer,)), prune.of(owner.name))
+    if prune.schedule == "one_shot":
+        return weight_masks(candidate.network, task, sparsity, prune.method, candidate.plan.seed)
+    masks, state = scheduled_weight_masks(
+        candidate.network, task, prune.method, prune.schedule, sparsity, **_training(trainer, task)
+    )
+    candidate.network.load_state_dict(state)
+    return masks
+
+
+def _training(trainer: Trainer, task: Task) -> dict[str, Any]:
+    """An epoch of the plan's own training, as scheduled pruners take it."""
+    batches = -(-len(task.train_data) // task.batch_size)
+    return {
+        "train": lambda model, optimizer, step: trainer.epoch(model, optimizer, 0, step),
+        "steps": max(1, batches - 1),
+        "optimizer": trainer.optimizer_settings,
+        "training_step": trainer.loss,
+    }
+
+
+def _own_choice(
+    network: nn.Module, task: Task, method: str, groups: Mapping[str, tuple[GroupSpec, int]], seed: int
+) -> dict[str, list[int]]:
+    """The lowest units by a user's pruner."""
+    pruner = registry.registered("pruner")[method]()
+    importance = pruner.importance(copy.deepcopy(network), task, {name: group for name, (group, _) in groups.items()}, seed)
+    removed = {}
+    for name, (group, count) in groups.items():
+        values = np.asarray(importance[name], float)
+        if values.shape != (group.width,) or not np.isfinite(values).all():
+            raise ValueError(
+                f"pruner {method!r}: for group {name!r} it gave values of shape {values.shape}, {group.width} finite "
+                "numbers are needed"
+            )
+        removed[name] = sorted(np.argsort(values, kind="stable")[:count].tolist())
+    return removed
+
+
+def _factorise(candidate: Candidate, task: Task, ranks: Mapping[str, int]) -> None:
+    if not ranks:
+        return
+    covariances = input_covariances(candidate.network, ranks, task.calibration_batches())
+    candidate.factors = factorise(candidate.network, ranks, covariances)
+    for name in candidate.factors:
+        candidate.masks.pop(name, None)
+
+
+def _renamed_group(group: GroupSpec, factors: Mapping[str, tuple[str, ...]]) -> GroupSpec:
+    """The group with its producers' last factors, and the first of the layer that reads heads."""
+    layers = tuple(factors.get(layer, (layer,))[-1] for layer in group.layers)
+    columns_of = factors.get(group.columns_of, (group.columns_of,))[0] if group.columns_of else None
+    return replace(group, layers=layers, columns_of=columns_of)
+
+
+def _renamed_attention(attention: Attention, factors: Mapping[str, tuple[str, ...]]) -> Attention:
+    """The attention with the last factors of its projections and the first of its output."""
+    return replace(
+        attention,
+        query=factors.get(attention.query, (attention.query,))[-1],
+        key=factors.get(attention.key, (attention.key,))[-1],
+        value=factors.get(attention.value, (attention.value,))[-1],
+        output=factors.get(attention.output, (attention.output,))[0],
+        coupled=tuple(_renamed_attention(other, factors) for other in attention.coupled),
+    )

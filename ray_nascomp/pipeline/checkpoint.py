@@ -17,13 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ray_nascomp.compression.fold import fold_batch_norm
-from ray_nascomp.compression.graph import remove_channels
-from ray_nascomp.costs import layer_costs
 from ray_nascomp.deployment.runtime import Latency
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.pipeline.candidate import Candidate
+from ray_nascomp.pipeline.candidate import Candidate, rebuild_candidate
 from ray_nascomp.pipeline.measure import Artifact
 from ray_nascomp.pipeline.report import goal_of
+from ray_nascomp.plan import CompressionPlan
 
 if TYPE_CHECKING:
     from ray_nascomp.pipeline.run import CompressionRun
@@ -63,6 +62,7 @@ def save_run(run: CompressionRun, folder: Path) -> None:
         "task": run.task.fingerprint,
         "input_names": list(run.task.input_names),
         "removed": run.candidate.removed if run.candidate is not None else None,
+        "ranks": run.costs.ranks(run.plan) if run.candidate is not None else {},
         "is_folded": run.is_folded,
         "outputs": sorted(run.outputs),
         "seconds": run.seconds,
@@ -123,13 +123,13 @@ def restore_run(run: CompressionRun, folder: Path) -> None:
 
 
 def _rebuild(run: CompressionRun, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Candidate:
-    network, spec = run.task.trace(run.plan.architecture)
     removed = {name: [int(i) for i in indices] for name, indices in manifest["removed"].items()}
-    remove_channels(network, run.task.example_inputs, removed)
+    candidate = rebuild_candidate(run.task, run.plan, removed, manifest["ranks"])
     if manifest["is_folded"]:
-        fold_batch_norm(network, run.task.example_inputs)
-    network.load_state_dict(_with_prefix(tensors, "network."))
-    return Candidate(run.plan, network, spec, removed, _with_prefix(tensors, "mask."))
+        fold_batch_norm(candidate.network, run.task.example_inputs)
+    candidate.network.load_state_dict(_with_prefix(tensors, "network."))
+    candidate.masks = _with_prefix(tensors, "mask.")
+    return candidate
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -161,13 +161,13 @@ def _layer_table(run: CompressionRun) -> list[dict[str, Any]]:
     if run.candidate is None:
         return []
     candidate = run.candidate
-    before = {cost.name: cost for cost in layer_costs(run.task.spec, {}, lambda _name: 32)}
+    before = {cost.name: cost for cost in run.costs.layers(CompressionPlan())}
     channels, original_channels = (
         {layer.name: layer.weight_shape[0] for layer in spec.layers if layer.weight_shape}
         for spec in (candidate.spec, run.task.spec)
     )
     table = []
-    for cost in layer_costs(candidate.spec, candidate.removed_counts, run.plan.quantize.of):
+    for cost in run.costs.layers(run.plan):
         original = before.get(cost.name)
         group = candidate.spec.group_of(cost.name)
         sparsity = len(candidate.removed.get(group.name, [])) / group.width if group else 0.0
@@ -186,6 +186,7 @@ def _layer_table(run: CompressionRun) -> list[dict[str, Any]]:
                 "group": group.name if group else None,
                 "sparsity": sparsity,
                 "bits": cost.bits,
+                "rank": cost.rank,
             }
         )
     return table

@@ -88,12 +88,6 @@ class Simulation:
     calibration: Calibration
 
 
-def layers_to_quantize(candidate: Candidate) -> list[str]:
-    """Names of the network's layers with fewer than 32 bits."""
-    names = [layer.name for layer in candidate.spec.compressible_layers]
-    return [name for name in names if candidate.plan.quantize.of(name) != 32]
-
-
 def folded_copy(candidate: Candidate, task: Task) -> nn.Module:
     """The network on the CPU in evaluation mode with batch normalisations folded; the candidate keeps its own."""
     network = copy.deepcopy(candidate.network).cpu().eval()
@@ -108,14 +102,15 @@ def export_float(folded: nn.Module, task: Task) -> onnx.ModelProto:
 
 def outputs_to_quantize(candidate: Candidate, folded: nn.Module, proto: onnx.ModelProto) -> set[str]:
     """Layers whose output has to be quantized for the runtime to use integers."""
-    return unfollowed_convolutions(proto, weights_of(candidate, folded), layers_to_quantize(candidate))
+    return unfollowed_convolutions(proto, weights_of(candidate, folded), candidate.bits)
 
 
 def weights_of(candidate: Candidate, network: nn.Module) -> dict[str, np.ndarray]:
     """Layer name -> weight, of all layers that can be quantized."""
     return {
-        layer.name: network.get_submodule(layer.name).weight.detach().cpu().numpy()  # type: ignore[operator]
+        name: network.get_submodule(name).weight.detach().cpu().numpy()  # type: ignore[operator]
         for layer in candidate.spec.compressible_layers
+        for name in candidate.factors.get(layer.name, (layer.name,))
     }
 
 
@@ -125,10 +120,9 @@ def simulate(candidate: Candidate, folded: nn.Module, task: Task, outputs: set[s
     Raises:
         NonFiniteModelError: If an output is not finite.
     """
-    layers = layers_to_quantize(candidate)
-    if not layers:
+    if not candidate.bits:
         return Simulation(*evaluate_with_outputs(folded, task), {})
-    session = QuantizationSession(folded, task, layers, outputs)
+    session = QuantizationSession(folded, task, candidate.bits, outputs)
     try:
         return simulation_of(session, folded, task)
     finally:

@@ -21,7 +21,6 @@ from ray_nascomp.pipeline import measure
 from ray_nascomp.pipeline.candidate import Candidate, make_candidate
 from ray_nascomp.pipeline.report import Measurement, infeasible_metrics, metrics_of
 from ray_nascomp.pipeline.training import Trainer
-from ray_nascomp.plan import CompressionPlan
 from ray_nascomp.tasks.base import Task
 
 
@@ -76,7 +75,7 @@ class CompressionRun:
         self.epochs = epochs
         self.goal = goal
         self.costs = costs or CostModel(task)
-        self.plan = CompressionPlan.from_config(config, task.spec)
+        self.plan = self.costs.plan(config)
         self.steps_done = 0
         self.seconds: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
@@ -116,7 +115,7 @@ class CompressionRun:
 
     def _compress(self) -> Measurement:
         with self._clock("prune"):
-            self.candidate = candidate = make_candidate(self.task, self.plan)
+            self.candidate = candidate = make_candidate(self.task, self.plan, self.costs, self._trainer)
             if candidate.is_changed:
                 reestimate_batch_norm(candidate.network, self.task.calibration_batches())
             self._trainer.masks = candidate.masks
@@ -158,11 +157,12 @@ class CompressionRun:
         session = QuantizationSession(
             network,
             self.task,
-            measure.layers_to_quantize(self.candidate),
+            self.candidate.bits,
             self.outputs,
             lambda model, optimizer, step: self._trainer.epoch(model, optimizer, epoch, step),
             self._trainer.optimizer_settings,
             self._trainer.loss,
+            self.plan.quantize.method,
         )
         try:
             session.train_epoch()
@@ -188,9 +188,9 @@ class CompressionRun:
     def _trains_quantized(self, epoch: int) -> bool:
         """Whether an epoch is one of quantization-aware training: the last quarter, at least one."""
         assert self.candidate is not None
-        if self.plan.quantize.method != "qat" or not measure.layers_to_quantize(self.candidate):
+        if not self.plan.quantize.trains or not self.candidate.bits:
             return False
-        return epoch >= self.epochs - max(1, round(self.epochs / 4))
+        return epoch >= min(self.epochs - 1, round(self.epochs * self.plan.quantize.start))
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:

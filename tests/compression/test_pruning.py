@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from candidates import candidate_of as made
 from networks import NETWORKS, with_large_weights
 
 import ray_nascomp as nc
 from ray_nascomp.compression.batch_norm import reestimate_batch_norm
 from ray_nascomp.compression.fold import fold_batch_norm
-from ray_nascomp.pipeline.candidate import make_candidate
 
 METHODS = ("l1_norm", "l2_norm", "fpgm", "taylor")
 INPUTS = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -19,8 +19,7 @@ DATA = (INPUTS, torch.arange(64) % 10)
 def candidate_of(kind: str, method: str, sparsity: float = 0.5):
     torch.manual_seed(0)
     task = nc.Task(with_large_weights(NETWORKS[kind]()), DATA, DATA)
-    plan = nc.CompressionPlan.from_config({"prune": {"method": method, "sparsity": sparsity}}, task.spec)
-    return task, make_candidate(task, plan)
+    return task, made(task, {"prune": {"method": method, "sparsity": sparsity}})
 
 
 def masked(task, candidate) -> torch.nn.Module:
@@ -64,8 +63,7 @@ def test_pruning_leaves_the_tasks_model_as_it_was(method):
     network = with_large_weights(NETWORKS["residual"]())
     before = {name: value.clone() for name, value in network.state_dict().items()}
     task = nc.Task(network, DATA, DATA)
-    plan = nc.CompressionPlan.from_config({"prune": {"method": method, "sparsity": 0.5}}, task.spec)
-    make_candidate(task, plan)
+    made(task, {"prune": {"method": method, "sparsity": 0.5}})
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
