@@ -31,10 +31,12 @@ class FrontReporter(tune.Callback):
         goal: Objectives and constraints, whose metrics are shown.
         num_samples: How many trials there will be, for the estimate of the time left; Tune's
             own number if absent.
+        stderr: Whether it writes to stderr, and leaves stdout to what is piped on.
     """
 
-    def __init__(self, goal: Goal, num_samples: int | None = None) -> None:
+    def __init__(self, goal: Goal, num_samples: int | None = None, *, stderr: bool = False) -> None:
         self._goal = goal
+        self._stderr = stderr
         self._num_samples = num_samples
         self._last: dict[str, dict[str, Any]] = {}
         self._progress = Progress(goal)
@@ -96,19 +98,20 @@ class FrontReporter(tune.Callback):
         self._print(f"[dim]{self._progress.ended:>4}{total} {clock:>14}[/]  {status:<10}  {escape(what)}{mark}")
         self._refresh(trials)
 
-    def _print(self, line: str | Text) -> None:
+    @property
+    def _screen(self) -> Console:
         if self._console is None:
-            self._console = Console(highlight=False, soft_wrap=True)
-        console = self._live.console if self._live is not None else self._console
-        console.print(line, soft_wrap=True)
+            self._console = Console(highlight=False, soft_wrap=True, stderr=self._stderr)
+        return self._console
+
+    def _print(self, line: str | Text) -> None:
+        self._screen.print(line, soft_wrap=True)
 
     def _refresh(self, trials: list[Any]) -> None:
-        if self._console is None:
-            self._console = Console(highlight=False, soft_wrap=True)
-        if not self._console.is_terminal:
+        if not self._screen.is_terminal:
             return
         if self._live is None:
-            self._live = Live(console=self._console, auto_refresh=False, redirect_stderr=False)
+            self._live = Live(console=self._screen, auto_refresh=False, redirect_stderr=False)
             self._live.start()
             atexit.register(self._live.stop)  # An aborted search must not leave the cursor hidden.
         running = sum(trial.status == "RUNNING" for trial in trials)

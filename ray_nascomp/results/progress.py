@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from ray_nascomp.goals import Goal
 from ray_nascomp.pareto import front_indices, normalised_hypervolume
 from ray_nascomp.results.loading import TrialStatus, status_of
+
+if TYPE_CHECKING:
+    from ray_nascomp.pipeline import Step
 
 _FEWEST_FOR_ESTIMATE = 4
 
@@ -88,3 +94,24 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def tracked(steps: Iterable[Step], count: int, metric: str) -> Iterator[Step]:
+    """Steps of a run, with a bar on stderr that shows how far it is and how good the model is.
+
+    Args:
+        steps: The steps.
+        count: How many there will be.
+        metric: The metric to show.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("epoch {task.completed}/{task.total}  {task.fields[quality]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Bar(*columns, console=Console(stderr=True, highlight=False)) as bar:
+        shown = bar.add_task("training the chosen model", total=count - 1, quality="")
+        for number, step in enumerate(steps):
+            bar.update(shown, completed=number, quality=f"{metric} {step.metrics[metric]:.4g}")
+            yield step

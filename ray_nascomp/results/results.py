@@ -134,6 +134,17 @@ class Results:
             chosen = front[int(order[0])]
         return SelectedModel.from_trial(chosen, self.goal, self._filesystem)
 
+    def trial(self, trial_id: str) -> SelectedModel:
+        """The model of one trial, whatever became of it.
+
+        Raises:
+            ConfigError: If there is no such trial.
+        """
+        for trial in self.trials:
+            if trial.trial_id == trial_id:
+                return SelectedModel.from_trial(trial, self.goal, self._filesystem)
+        raise ConfigError.unknown("trial", trial_id, [trial.trial_id for trial in self.front()])
+
     def observations(self) -> list[Observation]:
         """The trials as observations, for `warm_start` of a searcher."""
         return [

@@ -17,6 +17,7 @@ from ray_nascomp.results.loading import TrialRecord
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from torch import nn
 
     from ray_nascomp.tasks.base import Task
 
@@ -113,7 +114,8 @@ class SelectedModel:
         from ray_nascomp.tasks.data import Data
 
         task = self._task(task)
-        data = Data(test_data, "test_data") if test_data is not None else task.test_data
+        data = test_data if isinstance(test_data, Data) or test_data is None else Data(test_data, "test_data")
+        data = data or task.test_data
         if data is None:
             raise ConfigError("test_data: none was given and the task has none")
         content, baseline = self.content(), baseline_of(task)
@@ -136,7 +138,9 @@ class SelectedModel:
             report[f"speedup_batch_{size}"] = latency.speedup
         return report
 
-    def refine(self, epochs: int, *, task: Task | None = None, folder: str | Path | None = None) -> SelectedModel:
+    def refine(
+        self, epochs: int, *, task: Task | None = None, folder: str | Path | None = None, progress: bool = True
+    ) -> SelectedModel:
         """Trains the chosen plan to the end, with a longer training than the search could afford.
 
         The plan starts again from the task's own weights. If the result breaks the goal's
@@ -146,23 +150,50 @@ class SelectedModel:
             epochs: Epochs of the training, 1 or more.
             task: The task; found by itself if it is alive in this process.
             folder: Where the files go; a temporary folder if absent.
+            progress: Whether epochs and quality are shown on stderr.
 
         Raises:
             ConfigError: If there is no task, or `epochs` is not allowed.
         """
-        from ray_nascomp.pipeline import compress
+        from ray_nascomp.pipeline import compress_steps
+        from ray_nascomp.results.progress import tracked
 
         if epochs < 1:
             raise ConfigError(f"epochs: {epochs!r} was given, 1 or more is allowed")
         task = self._task(task)
         target = Path(folder or tempfile.mkdtemp(prefix="ray-nascomp-refined-"))
-        step = compress(task, self.config, epochs, self.goal)
+        steps = compress_steps(task, self.config, epochs, self.goal)
+        *_, step = tracked(steps, epochs + 1, task.metric) if progress else steps
         if self.goal.is_feasible(self.metrics) and not self.goal.is_feasible(step.metrics):
             return self
         step.save(target)
         return SelectedModel(
             self.trial_id, self.config, step.metrics, self.goal, str(target), pyarrow.fs.LocalFileSystem()
         )
+
+    def network(self, *, task: Task | None = None) -> nn.Module:
+        """The compressed network as a torch module, on the CPU in evaluation mode.
+
+        Where layers are quantized it holds the weights in floating point; the integers are in the
+        exported file.
+
+        Args:
+            task: The task; found by itself if it is alive in this process.
+
+        Raises:
+            ConfigError: If there is no task, or the trial kept no file.
+        """
+        from ray_nascomp.pipeline import CompressionRun
+
+        task = self._task(task)
+        with tempfile.TemporaryDirectory() as folder:
+            self.export(folder)
+            manifest = json.loads((Path(folder) / _MANIFEST_FILE).read_text())
+            run = CompressionRun(task, self.config, manifest["epochs"], self.goal)
+            run.restore(folder)
+        if run.candidate is None:
+            raise ConfigError(f"trial {self.trial_id} kept no network: {self.metrics.get('reason')}")
+        return run.candidate.network.cpu().eval()
 
     def layers(self) -> list[dict[str, Any]]:
         """The layers before and after, as in `Results.layers`."""
