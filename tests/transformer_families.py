@@ -59,7 +59,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "whisper": ("WhisperConfig", _WHISPER, "WhisperForConditionalGeneration", "mel"),
     "gpt2": (
         "GPT2Config",
-        {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 100, "n_positions": 64},
+        {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 96, "vocab_size": 100, "n_positions": 64},
         "GPT2LMHeadModel",
         "text",
     ),

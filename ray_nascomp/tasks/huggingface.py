@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -225,8 +226,9 @@ class HuggingFaceTask(Task):
     def _with(self, **changes: Any) -> HuggingFaceTask:
         task = copy.copy(self)
         task.test_data = self.test_data  # Left behind where a task travels to workers.
-        for derived in ("spec", "fingerprint", "example_inputs"):
-            task.__dict__.pop(derived, None)
+        for name in list(task.__dict__):
+            if isinstance(getattr(type(task), name, None), cached_property):
+                del task.__dict__[name]
         for name, value in changes.items():
             setattr(task, name, value)
         task._read_architecture()

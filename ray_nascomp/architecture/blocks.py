@@ -1,0 +1,176 @@
+"""A transformer's blocks: which layers are attention, which feed-forward, and how whole blocks are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ray_nascomp.compression.attention import Attention, find_attentions, keep_inputs, keep_outputs
+
+_FEED_FORWARDS = (
+    (("intermediate.dense",), "output.dense"),
+    (("intermediate_dense",), "output_dense"),
+    (("fc1",), "fc2"),
+    (("lin1",), "lin2"),
+    (("c_fc",), "c_proj"),
+    (("gate_proj", "up_proj"), "down_proj"),
+    (("wi_0", "wi_1"), "wo"),
+    (("wi",), "wo"),
+)
+"""Names of the layers that widen, and of the one that narrows again."""
+_STACK_LENGTHS = {"encoder.block": "num_layers", "decoder.block": "num_decoder_layers"}
+"""Fields of a config that count the blocks of one stack among several: T5."""
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Two linear layers with neurons between them, or three where a gate multiplies the neurons.
+
+    Attributes:
+        expand: Names of the layers whose outputs are the neurons.
+        contract: Name of the layer that reads the neurons.
+        width: Number of neurons.
+    """
+
+    expand: tuple[str, ...]
+    contract: str
+    width: int
+
+    def keep(self, model: nn.Module, neurons: list[int]) -> None:
+        """Keeps these neurons in place, in ascending order."""
+        for name in self.expand:
+            keep_outputs(model.get_submodule(name), neurons)
+        keep_inputs(model.get_submodule(self.contract), neurons)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One of the alike layers that a transformer stacks.
+
+    Attributes:
+        stack: Name of the list that holds it.
+        key: Its name in that list: its number in the whole model.
+        attentions: Its attentions, in the order of the model; coupled ones stand in the first block.
+        feed_forward: Its feed-forward layers, if it has any that are known.
+    """
+
+    stack: str
+    key: str
+    attentions: tuple[Attention, ...]
+    feed_forward: FeedForward | None
+
+    @property
+    def name(self) -> str:
+        """Dotted name of the block."""
+        return f"{self.stack}.{self.key}"
+
+
+class KeptLayers(nn.ModuleList):
+    """Layers of a list under the numbers that they had in the whole list, so that their names tell what they are."""
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for key, layer in layers.items():
+            self.add_module(key, layer)
+
+    def __getitem__(self, index: Any) -> Any:
+        layers = list(self._modules.values())
+        return nn.ModuleList(layers[index]) if isinstance(index, slice) else layers[index]
+
+
+def find_blocks(model: nn.Module) -> tuple[Block, ...]:
+    """The blocks of a model of transformers, in its order; empty where no attention is known."""
+    attentions = find_attentions(model)
+    owners: dict[tuple[str, str], list[Attention]] = {}
+    for attention in attentions:
+        for member in attention.members:
+            place = _place(model, member.name)
+            if place is not None:
+                owners.setdefault(place, []).extend([attention] if member is attention else [])
+    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    return tuple(
+        Block(stack, key, tuple(found), _feed_forward(model, f"{stack}.{key}"))
+        for (stack, key), found in sorted(owners.items(), key=lambda item: order[".".join(item[0])])
+    )
+
+
+def drop_blocks(model: nn.Module, names: set[str]) -> None:
+    """Leaves blocks out, in place; those that stay keep their names.
+
+    Args:
+        model: The model.
+        names: Names of blocks; of each stack at least one has to stay.
+    """
+    stacks = {name.rpartition(".")[0] for name in names}
+    for stack in stacks:
+        layers = dict(model.get_submodule(stack).named_children())
+        kept = {key: layer for key, layer in layers.items() if f"{stack}.{key}" not in names}
+        places = [list(layers).index(key) for key in kept]
+        parent, _, child = stack.rpartition(".")
+        setattr(model.get_submodule(parent), child, KeptLayers(kept))
+        for number, layer in enumerate(kept.values()):
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = number  # A cache has a place for each layer.
+        for config in _configs(model, stack):
+            set_stack_length(config, stack, len(kept))
+            kinds = getattr(config, "layer_types", None)
+            if isinstance(kinds, list) and len(kinds) == len(layers):
+                config.layer_types = [kinds[place] for place in places]
+
+
+def set_stack_length(config: Any, stack: str, length: int) -> None:
+    """Writes a stack's number of blocks into a config."""
+    field = next((field for ending, field in _STACK_LENGTHS.items() if stack.endswith(ending)), "num_hidden_layers")
+    for side in ("encoder", "decoder"):
+        if f"{side}." in stack and hasattr(config, f"{side}_layers"):
+            field = f"{side}_layers"
+    setattr(config, field if hasattr(config, field) else "num_hidden_layers", length)
+
+
+def _configs(model: nn.Module, stack: str) -> Iterator[Any]:
+    """The model's config, and that of the module around the stack where it has its own."""
+    seen = []
+    for module in (model, model.get_submodule(stack.rpartition(".")[0])):
+        config = getattr(module, "config", None)
+        if config is not None and not any(config is other for other in seen):
+            seen.append(config)
+            yield config
+
+
+def _place(model: nn.Module, name: str) -> tuple[str, str] | None:
+    """The outermost list that a module stands in, and its key there."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        if isinstance(model.get_submodule(".".join(parts[:end])), nn.ModuleList):
+            return ".".join(parts[:end]), parts[end]
+    return None
+
+
+def _feed_forward(model: nn.Module, block: str) -> FeedForward | None:
+    for name, _ in model.get_submodule(block).named_modules(prefix=block):
+        for expand, contract in _FEED_FORWARDS:
+            paths = [f"{name}.{child}" for child in (*expand, contract)]
+            layers = [_submodule(model, path) for path in paths]
+            if all(layer is not None for layer in layers):
+                width = _widths(layers[-1])[0]
+                if all(_widths(layer)[1] == width for layer in layers[:-1]):
+                    return FeedForward(tuple(paths[:-1]), paths[-1], width)
+    return None
+
+
+def _submodule(model: nn.Module, path: str) -> Any:
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return None
+    return module if type(module) is nn.Linear or type(module).__name__ == "Conv1D" else None
+
+
+def _widths(layer: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer or a Conv1D."""
+    outputs, inputs = layer.weight.shape if isinstance(layer, nn.Linear) else reversed(layer.weight.shape)
+    return int(inputs), int(outputs)
