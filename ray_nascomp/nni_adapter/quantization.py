@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from nni.compression import TorchEvaluator
 from torch import nn
 
+from ray_nascomp.nni_adapter.bnn import Bnn
+from ray_nascomp.nni_adapter.dorefa import DoReFa
 from ray_nascomp.nni_adapter.embeddings import RoundedEmbeddings
 from ray_nascomp.nni_adapter.evaluator import (
     TrainingFunction,
@@ -25,7 +26,8 @@ from ray_nascomp.nni_adapter.evaluator import (
     no_training,
     register_subclasses,
 )
-from ray_nascomp.nni_adapter.quantizers import WEIGHT, Bnn, DoReFa, Lsq, LsqPlus, Ptq, Qat
+from ray_nascomp.nni_adapter.lsq import Lsq, LsqPlus
+from ray_nascomp.nni_adapter.quantizers import WEIGHT, Ptq, Qat
 from ray_nascomp.nni_adapter.scales import WEIGHT_LIMIT, ActivationScale, Calibration, LayerScales
 from ray_nascomp.tasks.base import Task
 
@@ -50,7 +52,8 @@ class QuantizationSession:
         optimizer: Class and arguments of its optimizer.
         training_step: Function (batch, model) -> loss of that training.
         method: "ptq", or one that trains.
-        start: Scales of an earlier session, from which training goes on; observed anew if absent.
+        start: Scales of an earlier session, from which training goes on; observed anew if absent. For "ptq",
+            scales that were found otherwise, in place of those observed.
         weight_scale: For "ptq", where scales of weights come from in place of their largest values.
     """
 
@@ -79,19 +82,18 @@ class QuantizationSession:
         else:
             observed = start or {}
         self._embeddings = RoundedEmbeddings(model, rows)
-        config = [_layer_config(name, value, name in outputs, method, observed) for name, value in layers.items()]
+        config = quantizer_entries(layers, outputs, method, observed)
         self._evaluator = make_evaluator(model, task, train or no_training, optimizer, training_step)
-        self._quantizer: Any = _QUANTIZERS[method](model, config, self._evaluator)
+        self._quantizer: Any = QUANTIZERS[method](model, config, self._evaluator)
         if method == "ptq":
             self._quantizer.compress(1, None)
             if weight_scale is not None:
                 self._set_weight_scales(weight_scale)
+            self._quantizer.start(observed, is_fresh=start is None)
         else:
             self._evaluator.bind_model(model, self._quantizer._get_param_names_map())
             self._quantizer._fuse_preprocess(self._evaluator)
             self._quantizer.start(observed, is_fresh=start is None)
-            if isinstance(self._quantizer, (Lsq, LsqPlus)):
-                _take_relative_steps(self._evaluator, self._quantizer)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -101,23 +103,13 @@ class QuantizationSession:
     def train_epoch(self) -> None:
         """One call of the training function, with NNI's simulated integers in the forward pass."""
         self._evaluator.train(max_epochs=1)
-        if isinstance(self._quantizer, LsqPlus):
-            self._quantizer.round_zero_points()
+        self._quantizer._fuse_postprocess(self._evaluator)
 
     def calibration(self) -> Calibration:
         """The scales as they are now."""
         rows = self._embeddings.scales()
         found = {name: LayerScales(scale, None, None, self._bits[name]) for name, scale in rows.items()}
-        for name, targets in self._quantizer._target_spaces.items():
-            activations = {
-                target: self._quantizer.activation_scale(space) for target, space in targets.items() if target != WEIGHT
-            }
-            found[name] = LayerScales(
-                weight=self._quantizer.weight_scale(targets[WEIGHT]),
-                input=activations.get(_INPUT),
-                output=activations.get(_OUTPUT),
-                bits=self._bits[name],
-            )
+        found |= read_calibration(self._quantizer, self._bits)
         return {name: found[name] for name in self._bits}
 
     def close(self) -> None:
@@ -139,8 +131,37 @@ class QuantizationSession:
                 space.scale = scale.reshape(space.scale.shape).to(weight.device)
 
 
+def quantizer_entries(
+    layers: Mapping[str, int], outputs: Collection[str], method: str, observed: Calibration
+) -> list[dict[str, Any]]:
+    """NNI's config, one entry a layer: their order, unlike that of names in one entry, is fixed.
+
+    Args:
+        layers: Layer name -> bits.
+        outputs: Names of the layers whose outputs are quantized as well.
+        method: A quantizer.
+        observed: Scales of activations, where there are any yet.
+    """
+    return [_layer_config(name, bits, name in outputs, method, observed) for name, bits in layers.items()]
+
+
+def read_calibration(quantizer: Any, bits: Mapping[str, int]) -> Calibration:
+    """The scales that a quantizer has now, of all its layers."""
+    found = {}
+    for name, targets in quantizer._target_spaces.items():
+        activations = {
+            target: quantizer.activation_scale(space) for target, space in targets.items() if target != WEIGHT
+        }
+        found[name] = LayerScales(
+            weight=quantizer.weight_scale(targets[WEIGHT]),
+            input=activations.get(_INPUT),
+            output=activations.get(_OUTPUT),
+            bits=bits[name],
+        )
+    return found
+
+
 def _layer_config(name: str, bits: int, with_output: bool, method: str, observed: Calibration) -> dict[str, Any]:
-    """NNI's config for a layer, one entry each: their order, unlike that of names in one entry, is fixed."""
     dtype = "int7" if bits == 8 else f"int{max(bits, 2)}"
     # DoReFa and BNN squeeze a weight as a whole and refuse rows; ours has a magnitude for each.
     granularity = "default" if method in ("dorefa", "bnn") else "out_channel"
@@ -161,24 +182,4 @@ def _activation_config(method: str, observed: ActivationScale | None) -> dict[st
     return {"quant_dtype": "int8" if signed else "uint8", "quant_scheme": "affine", "granularity": "default"}
 
 
-def _take_relative_steps(evaluator: TorchEvaluator, quantizer: Lsq | LsqPlus) -> None:
-    """Lets learned scales move by shares of their size.
-
-    NNI gives them the learning rate of the weights, and an adaptive optimizer takes a whole step of
-    it whatever the gradient is: at 0.001 a tenth of a scale of 0.01.
-    """
-    learned = list(quantizer.learned())
-    before: list[torch.Tensor] = []
-
-    def remember() -> None:
-        before[:] = [parameter.detach().clone() for parameter, _ in learned]
-
-    def shorten() -> None:
-        with torch.no_grad():
-            for (parameter, size), old in zip(learned, before, strict=True):
-                parameter.copy_(old + (parameter - old) * (old.abs() if size is None else size))
-
-    evaluator.patch_optimizer_step(before_step_tasks=[remember], after_step_tasks=[shorten])
-
-
-_QUANTIZERS = {"ptq": Ptq, "qat": Qat, "lsq": Lsq, "lsq_plus": LsqPlus, "dorefa": DoReFa, "bnn": Bnn}
+QUANTIZERS: dict[str, Any] = {"ptq": Ptq, "qat": Qat, "lsq": Lsq, "lsq_plus": LsqPlus, "dorefa": DoReFa, "bnn": Bnn}
