@@ -10,6 +10,7 @@ import numpy as np
 
 from ray_nascomp.factor_shapes import FACTORISABLE_KINDS
 from ray_nascomp.model_spec import ModelSpec
+from ray_nascomp.quantizers import EMBEDDING_BITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,6 +85,13 @@ class CostTable:
         self._is_tucker = (kinds == "conv") & (self._kernel > 1)
         self._unit_macs = np.array([group.macs_per_unit for group in spec.groups], float)
         self._units = np.array([group.width for group in spec.groups], float)
+
+    def effective_bits(self, bits: Floats) -> Floats:
+        """`quantizers.bits_for` of every layer; layers without integers have 32."""
+        table = np.where(bits <= EMBEDDING_BITS[0], EMBEDDING_BITS[0], np.where(bits <= 8, 8, 32))
+        bits = np.where(self._is_embedding, table, bits)
+        bits = np.where(self._is_recurrent & (bits < 32), 8, bits)
+        return np.where(self._is_quantizable, bits, 32)
 
     def sides(self, removed: Floats) -> tuple[Floats, Floats]:
         """Output and input channels of every layer.

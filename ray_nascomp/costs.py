@@ -157,7 +157,7 @@ class CostModel:
                 layer.kind,
                 round(costs.params[0, i]),
                 round(costs.macs[0, i]),
-                int(batch.bits[0, i]) if layer.is_quantizable else 32,
+                int(batch.bits[0, i]),
                 round(costs.bytes[0, i]),
                 int(batch.ranks[0, i]),
             )
@@ -185,9 +185,7 @@ class CostModel:
         """
         batch = self._single(plan)
         return {
-            layer.name: int(rank)
-            for layer, rank in zip(batch.table.spec.layers, batch.ranks[0], strict=True)
-            if rank
+            layer.name: int(rank) for layer, rank in zip(batch.table.spec.layers, batch.ranks[0], strict=True) if rank
         }
 
     def spec_of(self, plan: CompressionPlan) -> ModelSpec:
@@ -265,7 +263,9 @@ class _Batch:
         self.table = architecture.table
         self.sparsity, self.removed, self.collapsed = _removed(architecture, plans)
         shape = (len(plans), len(architecture.layer_names))
-        self.bits = _values([plan.quantize for plan in plans], architecture.layer_names, 32.0, shape)
+        self.bits = self.table.effective_bits(
+            _values([plan.quantize for plan in plans], architecture.layer_names, 32.0, shape)
+        )
         share = _values([plan.low_rank for plan in plans], architecture.layer_names, 1.0, shape)
         if (share < 1).any():
             # What is gone when the layers are factorised.
@@ -324,5 +324,3 @@ class _SpecBuilder:
 
     def spec(self, architecture: Mapping[str, Any]) -> ModelSpec:
         return self._task.trace(architecture)[1]
-
-

@@ -7,7 +7,6 @@ Everything that reasons about a model without running it (spaces, costs, reports
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal

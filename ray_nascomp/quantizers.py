@@ -37,6 +37,18 @@ _REASONS: dict[tuple[str, int], str] = {
 }
 
 
+def bits_for(kind: str, bits: int) -> int:
+    """Bits that a layer gets when so many are asked for: tables and recurrent layers offer fewer choices.
+
+    Args:
+        kind: Kind of the layer, as in `LayerSpec`.
+        bits: Bits of the plan, 1..8 or 32.
+    """
+    if bits == 32 or kind not in ("embedding", "recurrent"):
+        return bits
+    return 8 if kind == "recurrent" else next(offered for offered in EMBEDDING_BITS if offered >= bits)
+
+
 def refusal(method: str, bits: int) -> str | None:
     """Why a method does not offer some bits, where the reason is known."""
     return _REASONS.get((method, bits))

@@ -51,7 +51,10 @@ def test_what_does_not_matter_is_left_out_of_the_canonical_form(spec):
         ({"prune": {"sparsity": float("nan")}}, "nan was given"),
         ({"prune": {"sparsity": "half"}}, "'half' was given"),
         ({"prune": {"method": "magnitude"}}, r"prune.method: 'magnitude'.*'l1_norm'"),
-        ({"prune": {"ratio": 0.5}}, r"prune: 'ratio' is unknown; allowed: 'method', 'sparsity', 'scope', 'schedule', 'round_to'"),
+        (
+            {"prune": {"ratio": 0.5}},
+            r"prune: 'ratio' is unknown; allowed: 'method', 'sparsity', 'scope', 'schedule', 'round_to'",
+        ),
         ({"prune": 0.5}, "prune: 0.5 was given, a dict"),
         ({"quantize": {"bits": 5}}, r"quantize.bits.\*.*'ptq': 5 is unknown; allowed: 3, 4, 8, 32"),
         ({"quantize": {"bits": 2}}, r"'ptq' \(2 bits without training.*: 2 is unknown"),

@@ -15,7 +15,7 @@ import torch_pruning as tp
 from torch import nn
 
 from ray_nascomp.compression.attention import Attention
-from ray_nascomp.compression.stand_ins import remove_inputs, replace_module, standing_in
+from ray_nascomp.compression.stand_ins import remove_inputs, standing_in
 from ray_nascomp.errors import UntraceableModelError
 from ray_nascomp.model_spec import GroupSpec
 from ray_nascomp.tasks.calling import call, main_output, map_tensors

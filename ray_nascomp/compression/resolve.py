@@ -69,7 +69,9 @@ class Resolver:
         gone = gone[np.isfinite(everything[gone])]
         counts = np.bincount(owners[gone], minlength=len(names))
         sparsity = {
-            name: count / len(values) for name, count, values in zip(names, counts.tolist(), norms, strict=True) if count
+            name: count / len(values)
+            for name, count, values in zip(names, counts.tolist(), norms, strict=True)
+            if count
         }
         return replace(stage, sparsity=sparsity, scope="group")
 
@@ -116,7 +118,9 @@ class Resolver:
 
         task = find_task(self._fingerprint)
         if task is None:
-            raise ConfigError("the task is no longer there; keep it while costs that depend on its weights are asked for")
+            raise ConfigError(
+                "the task is no longer there; keep it while costs that depend on its weights are asked for"
+            )
         return task
 
 

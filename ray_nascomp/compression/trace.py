@@ -49,7 +49,7 @@ def trace_model(model: nn.Module, example_inputs: Any) -> ModelSpec:
     heads = [_heads_group(attention, run) for attention in attentions if attention.units > 1]
     graph = _with_heads(graph, [a for a in attentions if a.units > 1], heads)
     layers = tuple(_layers(traced, example_inputs, run, graph))
-    order = {layer.name: index for index, layer in enumerate(layers)}
+    order = {name: index for index, (name, _) in enumerate(traced.named_modules())}
     groups = tuple(sorted(graph.groups, key=lambda group: order[group.layers[0]]))
     known_macs = sum(_dense_macs(layer) for layer in layers) + sum(g.width * g.macs_per_unit for g in groups)
     total_params = sum(parameter.numel() for parameter in traced.parameters())

@@ -21,6 +21,7 @@ from ray_nascomp.nni_adapter.scheduled import scheduled_pruning, scheduled_weigh
 from ray_nascomp.pipeline.training import Trainer
 from ray_nascomp.plan import CompressionPlan
 from ray_nascomp.pruners import weight_refusal
+from ray_nascomp.quantizers import bits_for
 from ray_nascomp.tasks.base import Task
 
 
@@ -36,6 +37,8 @@ class Candidate:
         masks: Layer name -> mask of single weights that are zero and stay so.
         factors: Layer name -> names of the layers that it has become.
         attentions: The architecture's attentions by name.
+        smoothed: Name of each linear layer that was smoothed for training with simulated integers ->
+            its name since then.
     """
 
     plan: CompressionPlan
@@ -45,6 +48,7 @@ class Candidate:
     masks: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, tuple[str, ...]] = field(default_factory=dict)
     attentions: dict[str, Attention] = field(default_factory=dict)
+    smoothed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def start(cls, task: Task, plan: CompressionPlan) -> Candidate:
@@ -68,7 +72,7 @@ class Candidate:
         """Name of each layer of the network with fewer than 32 bits -> its bits."""
         bits = {}
         for layer in self.spec.quantizable_layers:
-            value = self.plan.quantize.of(layer.config_name)
+            value = bits_for(layer.kind, self.plan.quantize.of(layer.config_name))
             if value != 32:
                 bits |= dict.fromkeys(self.factors.get(layer.name, (layer.name,)), value)
         return bits
@@ -123,9 +127,7 @@ def rebuild_candidate(
     return candidate
 
 
-def _carry_out(
-    candidate: Candidate, task: Task, prune: Callable[[], None], low_rank: Callable[[], None]
-) -> None:
+def _carry_out(candidate: Candidate, task: Task, prune: Callable[[], None], low_rank: Callable[[], None]) -> None:
     """Runs the stages in the plan's order."""
     ours = {"prune": prune, "low_rank": low_rank}
     for name in candidate.plan.order:
@@ -215,7 +217,9 @@ def _own_choice(
 ) -> dict[str, list[int]]:
     """The lowest units by a user's pruner."""
     pruner = registry.registered("pruner")[method]()
-    importance = pruner.importance(copy.deepcopy(network), task, {name: group for name, (group, _) in groups.items()}, seed)
+    importance = pruner.importance(
+        copy.deepcopy(network), task, {name: group for name, (group, _) in groups.items()}, seed
+    )
     removed = {}
     for name, (group, count) in groups.items():
         values = np.asarray(importance[name], float)

@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.deployment.runtime import Latency
 from ray_nascomp.errors import ConfigError
+from ray_nascomp.nni_adapter.scales import ActivationScale, LayerScales
 from ray_nascomp.pipeline.candidate import Candidate, rebuild_candidate
 from ray_nascomp.pipeline.measure import Artifact
+from ray_nascomp.pipeline.prepare import rebuild_prepared
 from ray_nascomp.pipeline.report import goal_of
 from ray_nascomp.plan import CompressionPlan
 
@@ -41,6 +42,7 @@ def save_run(run: CompressionRun, folder: Path) -> None:
     if run.candidate is not None:
         tensors = {f"network.{name}": value for name, value in run.candidate.network.state_dict().items()}
         tensors |= {f"mask.{name}": value for name, value in run.candidate.masks.items()}
+        tensors |= {f"scale.{name}": torch.from_numpy(scales.weight) for name, scales in run.calibration.items()}
         if run.optimizer is not None and not run.is_done:
             tensors |= _optimizer_tensors(run.optimizer, run.candidate.network)
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
@@ -63,7 +65,9 @@ def save_run(run: CompressionRun, folder: Path) -> None:
         "input_names": list(run.task.input_names),
         "removed": run.candidate.removed if run.candidate is not None else None,
         "ranks": run.costs.ranks(run.plan) if run.candidate is not None else {},
-        "is_folded": run.is_folded,
+        "is_prepared": run.is_prepared,
+        "smoothed": run.candidate.smoothed if run.candidate is not None else {},
+        "calibration": {name: _scale_facts(scales) for name, scales in run.calibration.items()},
         "outputs": sorted(run.outputs),
         "seconds": run.seconds,
         "first": _artifact_facts(first) if first is not None else None,
@@ -109,7 +113,10 @@ def restore_run(run: CompressionRun, folder: Path) -> None:
         raise ConfigError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
     if manifest["removed"] is not None:
         run.candidate = _rebuild(run, manifest, tensors)
-        run.is_folded = manifest["is_folded"]
+        run.is_prepared = manifest["is_prepared"]
+        run.calibration = {
+            name: _scales(facts, tensors[f"scale.{name}"]) for name, facts in manifest["calibration"].items()
+        }
         run._trainer.masks = run.candidate.masks
         optimizer = _with_prefix(tensors, "optimizer.")
         if optimizer:
@@ -125,8 +132,8 @@ def restore_run(run: CompressionRun, folder: Path) -> None:
 def _rebuild(run: CompressionRun, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Candidate:
     removed = {name: [int(i) for i in indices] for name, indices in manifest["removed"].items()}
     candidate = rebuild_candidate(run.task, run.plan, removed, manifest["ranks"])
-    if manifest["is_folded"]:
-        fold_batch_norm(candidate.network, run.task.example_inputs)
+    if manifest["is_prepared"]:
+        rebuild_prepared(candidate, run.task, manifest["smoothed"])
     candidate.network.load_state_dict(_with_prefix(tensors, "network."))
     candidate.masks = _with_prefix(tensors, "mask.")
     return candidate
@@ -150,6 +157,19 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensor
     for key, value in tensors.items():
         entry, name = key.split(".", 1)
         optimizer.state[parameters[name]][entry] = value
+
+
+def _scale_facts(scales: LayerScales) -> dict[str, Any]:
+    return {
+        "input": vars(scales.input) if scales.input is not None else None,
+        "output": vars(scales.output) if scales.output is not None else None,
+        "bits": scales.bits,
+    }
+
+
+def _scales(facts: dict[str, Any], weight: Tensor) -> LayerScales:
+    activations = (ActivationScale(**facts[key]) if facts[key] is not None else None for key in ("input", "output"))
+    return LayerScales(weight.numpy(), *activations, bits=facts["bits"])
 
 
 def _artifact_facts(artifact: Artifact) -> dict[str, Any]:

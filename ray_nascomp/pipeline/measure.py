@@ -6,7 +6,6 @@ import copy
 import weakref
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -15,10 +14,11 @@ from torch import nn
 from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.deployment.compact import compact
 from ray_nascomp.deployment.export import ExportError, export_onnx
-from ray_nascomp.deployment.qdq import insert_quantization, unfollowed_convolutions
+from ray_nascomp.deployment.qdq import insert_quantization
+from ray_nascomp.deployment.recurrent import quantize_recurrent
 from ray_nascomp.deployment.runtime import Latency, compare_latency, make_session, session_predictor
 from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
-from ray_nascomp.pipeline.candidate import Candidate
+from ray_nascomp.pipeline.prepare import Prepared
 from ray_nascomp.tasks.base import Task
 from ray_nascomp.tasks.data import Data
 
@@ -88,43 +88,17 @@ class Simulation:
     calibration: Calibration
 
 
-def folded_copy(candidate: Candidate, task: Task) -> nn.Module:
-    """The network on the CPU in evaluation mode with batch normalisations folded; the candidate keeps its own."""
-    network = copy.deepcopy(candidate.network).cpu().eval()
-    fold_batch_norm(network, task.example_inputs)
-    return network
-
-
-def export_float(folded: nn.Module, task: Task) -> onnx.ModelProto:
-    """The folded network as ONNX in floating point."""
-    return export_onnx(folded, task.example_inputs, task.input_names)
-
-
-def outputs_to_quantize(candidate: Candidate, folded: nn.Module, proto: onnx.ModelProto) -> set[str]:
-    """Layers whose output has to be quantized for the runtime to use integers."""
-    return unfollowed_convolutions(proto, weights_of(candidate, folded), candidate.bits)
-
-
-def weights_of(candidate: Candidate, network: nn.Module) -> dict[str, np.ndarray]:
-    """Layer name -> weight, of all layers that can be quantized."""
-    return {
-        name: network.get_submodule(name).weight.detach().cpu().numpy()  # type: ignore[operator]
-        for layer in candidate.spec.compressible_layers
-        for name in candidate.factors.get(layer.name, (layer.name,))
-    }
-
-
-def simulate(candidate: Candidate, folded: nn.Module, task: Task, outputs: set[str]) -> Simulation:
-    """The folded network under post-training quantization.
+def simulate(prepared: Prepared, task: Task, outputs: set[str]) -> Simulation:
+    """The network under simulated integers, without training.
 
     Raises:
         NonFiniteModelError: If an output is not finite.
     """
-    if not candidate.bits:
-        return Simulation(*evaluate_with_outputs(folded, task), {})
-    session = QuantizationSession(folded, task, candidate.bits, outputs)
+    if not prepared.bits:
+        return Simulation(*evaluate_with_outputs(prepared.network, task), {})
+    session = prepared.session(task, outputs)
     try:
-        return simulation_of(session, folded, task)
+        return simulation_of(session, prepared.network, task)
     finally:
         session.close()
 
@@ -149,19 +123,12 @@ def evaluate_with_outputs(
     return value, torch.cat(seen)
 
 
-def make_artifact(
-    candidate: Candidate,
-    folded: nn.Module,
-    proto: onnx.ModelProto,
-    simulation: Simulation,
-    task: Task,
-) -> Artifact:
+def make_artifact(prepared: Prepared, proto: onnx.ModelProto, simulation: Simulation, task: Task) -> Artifact:
     """Exports, runs and times.
 
     Args:
-        candidate: The candidate.
-        folded: Its folded network, which the scales belong to.
-        proto: The folded network as ONNX in floating point.
+        prepared: The network that the scales belong to.
+        proto: The network as ONNX in floating point.
         simulation: Its scales, and the outputs that the file's are compared with.
         task: The task.
 
@@ -169,7 +136,9 @@ def make_artifact(
         ExportError: If the file does not do what the network does.
     """
     if simulation.calibration:
-        proto = insert_quantization(proto, weights_of(candidate, folded), simulation.calibration)
+        proto = insert_quantization(proto, prepared.weights, simulation.calibration)
+    if prepared.recurrent:
+        proto = quantize_recurrent(proto, prepared.network, prepared.recurrent)
     content = compact(proto)
     session = make_session(content)
     value, outputs = evaluate_with_outputs(session, task)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from ray_nascomp.compression.batch_norm import reestimate_batch_norm
-from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.costs import CostModel
+from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.goals import Goal
-from ray_nascomp.nni_adapter.quantization import QuantizationSession
+from ray_nascomp.nni_adapter.scales import Calibration
 from ray_nascomp.pipeline import measure
 from ray_nascomp.pipeline.candidate import Candidate, make_candidate
+from ray_nascomp.pipeline.prepare import prepare, prepare_for_training, training_session
 from ray_nascomp.pipeline.report import Measurement, infeasible_metrics, metrics_of
 from ray_nascomp.pipeline.training import Trainer
 from ray_nascomp.tasks.base import Task
@@ -83,7 +84,8 @@ class CompressionRun:
         self.candidate: Candidate | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.outputs: set[str] = set()
-        self.is_folded = False
+        self.is_prepared = False
+        self.calibration: Calibration = {}
         self._first: measure.Artifact | None = None
         self._infeasible = False
         self._trainer = Trainer(task, self.plan.finetune, max(1, epochs), self.plan.seed)
@@ -142,47 +144,47 @@ class CompressionRun:
             return Measurement(self.artifact.value, "exported", self.artifact)
         if simulation is None:
             with self._clock("quantize"):
-                folded = measure.folded_copy(self.candidate, self.task)
-                simulation = measure.simulate(self.candidate, folded, self.task, self.outputs)
+                prepared = prepare(self.candidate, self.task, self.calibration)
+                simulation = measure.simulate(prepared, self.task, self.outputs)
         assert self._first is not None
         return Measurement(simulation.value, "finetuned", self._first)
 
     def _train_quantized(self, epoch: int) -> measure.Simulation:
-        """An epoch of quantization-aware training; batch normalisations are folded before the first."""
+        """An epoch of quantization-aware training; the network is prepared for it before the first."""
         assert self.candidate is not None
-        network = self.candidate.network
-        if not self.is_folded:
-            fold_batch_norm(network, self.task.example_inputs)
-            self.is_folded = True
-        session = QuantizationSession(
-            network,
+        if not self.is_prepared:
+            prepare_for_training(self.candidate, self.task)
+            self.is_prepared = True
+        session = training_session(
+            self.candidate,
             self.task,
-            self.candidate.bits,
             self.outputs,
+            self.calibration,
             lambda model, optimizer, step: self._trainer.epoch(model, optimizer, epoch, step),
             self._trainer.optimizer_settings,
             self._trainer.loss,
-            self.plan.quantize.method,
         )
         try:
             session.train_epoch()
-            return measure.simulation_of(session, network, self.task)
+            simulation = measure.simulation_of(session, self.candidate.network, self.task)
         finally:
             session.close()
+        self.calibration = simulation.calibration
+        return simulation
 
     def _export(self, simulation: measure.Simulation | None = None) -> tuple[measure.Simulation, measure.Artifact]:
         """The network under simulated integers, and the exported file."""
         assert self.candidate is not None
-        candidate, task = self.candidate, self.task
-        folded = measure.folded_copy(candidate, task)
+        with self._clock("quantize"):
+            prepared = prepare(self.candidate, self.task, self.calibration)
         with self._clock("export"):
-            proto = measure.export_float(folded, task)
-            self.outputs = measure.outputs_to_quantize(candidate, folded, proto)
+            proto = export_onnx(prepared.network, self.task.example_inputs, self.task.input_names)
+            self.outputs = prepared.outputs_to_quantize(proto)
         if simulation is None:
             with self._clock("quantize"):
-                simulation = measure.simulate(candidate, folded, task, self.outputs)
+                simulation = measure.simulate(prepared, self.task, self.outputs)
         with self._clock("measure"):
-            artifact = measure.make_artifact(candidate, folded, proto, simulation, task)
+            artifact = measure.make_artifact(prepared, proto, simulation, self.task)
         return simulation, artifact
 
     def _trains_quantized(self, epoch: int) -> bool:

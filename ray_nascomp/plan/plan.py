@@ -66,9 +66,13 @@ class CompressionPlan:
         return cls(
             architecture=dict(mapping(config.get("architecture", {}), "architecture")),
             prune=PruneStage.from_section(mapping(config.get("prune", {}), "prune"), spec.prunable_names),
-            low_rank=LowRankStage.from_section(mapping(config.get("low_rank", {}), "low_rank"), spec.factorisable_names),
+            low_rank=LowRankStage.from_section(
+                mapping(config.get("low_rank", {}), "low_rank"), spec.factorisable_names
+            ),
             finetune=FinetuneStage.from_section(mapping(config.get("finetune", {}), "finetune")),
-            quantize=QuantizeStage.from_section(mapping(config.get("quantize", {}), "quantize"), spec.quantizable_names),
+            quantize=QuantizeStage.from_section(
+                mapping(config.get("quantize", {}), "quantize"), spec.quantizable_names
+            ),
             stages=stages,
             order=_order(config.get("order"), (*own, *_OURS)),
             extra={key: value for key, value in config.items() if key not in known},

@@ -204,9 +204,7 @@ class FinetuneStage:
         check_keys(section, cls, "finetune")
         return cls(
             lr=number(section.get("lr", cls.lr), "finetune.lr", 0.0, math.inf, include_lower=False),
-            weight_decay=number(
-                section.get("weight_decay", cls.weight_decay), "finetune.weight_decay", 0.0, math.inf
-            ),
+            weight_decay=number(section.get("weight_decay", cls.weight_decay), "finetune.weight_decay", 0.0, math.inf),
             distill=DistillStage.from_section(mapping(section.get("distill", {}), "finetune.distill")),
         )
 
@@ -246,7 +244,9 @@ class QuantizeStage:
             budget = number(budget, "quantize.budget", 0.0, 1.0, include_lower=False)
             return cls(method, {}, budget, start)
         if budget is not None:
-            raise ConfigError(f"quantize.budget: {budget!r} was given with bits {given!r}; it goes with bits 'adaptive'")
+            raise ConfigError(
+                f"quantize.budget: {budget!r} was given with bits {given!r}; it goes with bits 'adaptive'"
+            )
         bits = per_name(given, "quantize.bits", layers, "layer")
         allowed = bits_of(method)
         for name, value in bits.items():

@@ -1,0 +1,143 @@
+"""A candidate made ready for integers: normalisations folded, outliers smoothed, weights rounded."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from ray_nascomp import registry
+from ray_nascomp.compression.fold import fold_batch_norm
+from ray_nascomp.compression.smooth import ALPHAS, Scale, smooth
+from ray_nascomp.compression.stand_ins import replace_module
+from ray_nascomp.compression.static import calibrate_linear
+from ray_nascomp.deployment.qdq import unfollowed_convolutions
+from ray_nascomp.deployment.recurrent import round_recurrent
+from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, no_training
+from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
+from ray_nascomp.pipeline.candidate import Candidate
+from ray_nascomp.tasks.base import Task
+
+_CALIBRATION_BATCHES = 8
+
+
+@dataclass
+class Prepared:
+    """A network whose integers can be simulated and exported.
+
+    Attributes:
+        network: On the CPU, in evaluation mode.
+        bits: Name of a layer or an embedding of the network -> bits of its weight.
+        recurrent: Name of a recurrent layer -> bits of its weights, which are rounded already.
+        method: The quantizer.
+        scales: Scales that are known before anything is observed.
+    """
+
+    network: nn.Module
+    bits: dict[str, int]
+    recurrent: dict[str, int]
+    method: str
+    scales: Calibration = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Weights of the quantized layers and embeddings by name."""
+        return {
+            name: self.network.get_submodule(name).weight.detach().cpu().numpy()  # type: ignore[operator]
+            for name in self.bits
+        }
+
+    def outputs_to_quantize(self, proto: onnx.ModelProto) -> set[str]:
+        """Layers whose output has to be quantized for the runtime to use integers."""
+        weights = self.weights
+        return unfollowed_convolutions(proto, weights, [name for name, bits in self.bits.items() if bits == 8])
+
+    def session(self, task: Task, outputs: set[str]) -> QuantizationSession:
+        """The network under simulated integers, as they are without training."""
+        own = registry.registered("quantizer").get(self.method)
+        if self.method == "ptq" or own is not None:
+            scale = own().scale if own is not None else None
+            return QuantizationSession(self.network, task, self.bits, outputs, start=self.scales, weight_scale=scale)
+        return QuantizationSession(
+            self.network, task, self.bits, outputs, train=no_training, method=self.method, start=self.scales or None
+        )
+
+
+def prepare(candidate: Candidate, task: Task, calibration: Calibration) -> Prepared:
+    """A copy of the candidate's network, ready; the candidate keeps its own.
+
+    Args:
+        candidate: The candidate.
+        task: The task.
+        calibration: Scales that training with simulated integers has left; empty before that.
+    """
+    network = copy.deepcopy(candidate.network).cpu().eval()
+    smoothed = candidate.smoothed or _fold_and_smooth(network, candidate, task)
+    fold_batch_norm(network, task.example_inputs)
+    recurrent = {
+        layer.name: candidate.bits[layer.name]
+        for layer in candidate.spec.layers
+        if layer.kind == "recurrent" and layer.name in candidate.bits
+    }
+    round_recurrent(network, recurrent)
+    bits = {smoothed.get(name, name): value for name, value in candidate.bits.items() if name not in recurrent}
+    prepared = Prepared(network, bits, recurrent, candidate.plan.quantize.method, dict(calibration))
+    if smoothed and prepared.method == "ptq":
+        prepared.scales = calibrate_linear(network, smoothed.values(), _calibration_inputs(task))
+    return prepared
+
+
+def prepare_for_training(candidate: Candidate, task: Task) -> None:
+    """Folds and smooths the candidate's own network, for training with simulated integers."""
+    network = candidate.network
+    training = network.training
+    network.eval()
+    candidate.smoothed = _fold_and_smooth(network, candidate, task)
+    network.train(training)
+
+
+def rebuild_prepared(candidate: Candidate, task: Task, smoothed: dict[str, str]) -> None:
+    """Gives a network the structure that `prepare_for_training` has left; its weights are still to be loaded."""
+    fold_batch_norm(candidate.network, task.example_inputs)
+    for name in smoothed:
+        layer = candidate.network.get_submodule(name)
+        factor = torch.ones(layer.in_features)  # type: ignore[arg-type]
+        replace_module(candidate.network, name, nn.Sequential(Scale(factor), layer))
+    candidate.smoothed = smoothed
+
+
+def training_session(
+    candidate: Candidate,
+    task: Task,
+    outputs: set[str],
+    start: Calibration,
+    train: TrainingFunction,
+    optimizer: tuple[type[torch.optim.Optimizer], dict[str, object]],
+    step: TrainingStep,
+) -> QuantizationSession:
+    """The candidate's own network under the plan's quantizer, to be trained."""
+    recurrent = {layer.name for layer in candidate.spec.layers if layer.kind == "recurrent"}
+    bits = {candidate.smoothed.get(n, n): value for n, value in candidate.bits.items() if n not in recurrent}
+    return QuantizationSession(
+        candidate.network, task, bits, outputs, train, optimizer, step, candidate.plan.quantize.method, start or None
+    )
+
+
+def _fold_and_smooth(network: nn.Module, candidate: Candidate, task: Task) -> dict[str, str]:
+    """In place; the names of smoothed layers: those of transformers, whose inputs have outliers."""
+    fold_batch_norm(network, task.example_inputs)
+    layers = [
+        name for name, bits in candidate.bits.items() if bits == 8 and type(network.get_submodule(name)) is nn.Linear
+    ]
+    if not candidate.attentions or not layers:
+        return {}
+    return smooth(network, layers, _calibration_inputs(task), ALPHAS)
+
+
+def _calibration_inputs(task: Task) -> list[object]:
+    batches = zip(task.calibration_batches(), range(_CALIBRATION_BATCHES), strict=False)
+    return [inputs for (inputs, _), _ in batches]
