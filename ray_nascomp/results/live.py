@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import atexit
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from rich.box import MINIMAL
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.panel import Panel
 from rich.text import Text
 
-from ray_nascomp.goals import Goal, as_float
-from ray_nascomp.results.progress import Progress, duration
-
-_ROWS = 8
+from ray_nascomp.goals import Goal
+from ray_nascomp.results.live_view import summary, trial_line, values_text, view
+from ray_nascomp.results.progress import Progress
 
 
 class FrontReporter(tune.Callback):
     """A Tune callback that shows what each trial came to, and the front so far.
 
-    Give it to `tune.RunConfig(callbacks=[...], verbose=0)`. In a terminal a table below the
-    lines stays up to date; in a log file there are the lines alone, and a summary at the end.
+    Give it to `tune.RunConfig(callbacks=[...], verbose=0)`. In a terminal the hypervolume and the
+    front stay up to date below the lines, in a notebook in the cell's output; in a log file there
+    are the lines alone, and a summary at the end.
+
+    Each report gets two more keys, which Tune's loggers after it write as well (JSON,
+    TensorBoard; `MLflowLoggerCallback` and `WandbLoggerCallback` where they are given):
+    `front_size` and `front_hypervolume`, the front's share of the box of all results so far.
 
     Args:
         goal: Objectives and constraints, whose metrics are shown.
@@ -40,12 +43,13 @@ class FrontReporter(tune.Callback):
         self._num_samples = num_samples
         self._last: dict[str, dict[str, Any]] = {}
         self._progress = Progress(goal)
-        # Made when the search begins: neither can be pickled with it.
+        # Made when the search begins: none of them can be pickled with it.
         self._console: Console | None = None
         self._live: Live | None = None
+        self._cell: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_console": None, "_live": None}
+        return {**self.__dict__, "_console": None, "_live": None, "_cell": None}
 
     def setup(
         self, stop: Any = None, num_samples: int | None = None, total_num_samples: int | None = None, **info: Any
@@ -62,8 +66,11 @@ class FrontReporter(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Remembers the last report."""
+        """Remembers the last report, and adds the front's figures for the loggers that come after."""
         self._last[trial.trial_id] = dict(result)
+        # Tune's loggers (JSON, TensorBoard, MLflow, Weights & Biases) get the same dict.
+        result["front_size"] = len(self._progress.front())
+        result["front_hypervolume"] = self._progress.hypervolume()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended by itself or was stopped."""
@@ -80,66 +87,56 @@ class FrontReporter(tune.Callback):
         if self._live is not None:
             self._live.stop()
             self._live = None
-        elif self._progress.ended:
-            self._print(Text(self._summary(0)))
+        elif self._progress.ended and not self._screen.is_jupyter:
+            self._print(Text(summary(self._progress, 0)))
 
     def _end(self, trial: Any, tune_status: str, trials: list[Any]) -> None:
         metrics = self._last.pop(trial.trial_id, {})
         status = self._progress.end(trial.trial_id, metrics, tune_status)
-        mark = "  [bold green]on the front[/]" if trial.trial_id in self._progress.front() else ""
+        is_on_front = trial.trial_id in self._progress.front()
         if status in ("completed", "stopped"):
-            values = {name: as_float(metrics.get(name)) for name in self._goal.metrics}
-            what = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if math.isfinite(value))
+            line = trial_line(self._progress, status, values_text(self._goal, metrics), is_on_front)
+            if self._screen.is_terminal:
+                line.truncate(self._screen.width, overflow="ellipsis")
         else:
-            what = str(metrics.get("reason", "")) or _error_of(trial)
-        total = f"/{self._progress.total}" if self._progress.total else ""
-        left = self._progress.left
-        clock = duration(self._progress.elapsed) + ("" if left is None else f" +{duration(left)}")
-        self._print(f"[dim]{self._progress.ended:>4}{total} {clock:>14}[/]  {status:<10}  {escape(what)}{mark}")
+            line = trial_line(self._progress, status, str(metrics.get("reason", "")) or _error_of(trial), False)
+        # A notebook keeps to its one view; what goes wrong is told there too.
+        if not self._screen.is_jupyter or status in ("failed", "infeasible"):
+            self._print(line)
         self._refresh(trials)
 
     @property
     def _screen(self) -> Console:
         if self._console is None:
-            self._console = Console(highlight=False, soft_wrap=True, stderr=self._stderr)
+            self._console = Console(highlight=False, stderr=self._stderr)
         return self._console
 
-    def _print(self, line: str | Text) -> None:
+    def _print(self, line: Text) -> None:
         self._screen.print(line, soft_wrap=True)
 
     def _refresh(self, trials: list[Any]) -> None:
-        if not self._screen.is_terminal:
+        console = self._screen
+        if not console.is_terminal and not console.is_jupyter:
+            return
+        running = sum(trial.status == "RUNNING" for trial in trials)
+        shown = view(self._progress, running, console)
+        if console.is_jupyter:
+            self._show_in_notebook(shown)
             return
         if self._live is None:
-            self._live = Live(console=self._screen, auto_refresh=False, redirect_stderr=False)
+            self._live = Live(console=console, auto_refresh=False, redirect_stderr=False)
             self._live.start()
             atexit.register(self._live.stop)  # An aborted search must not leave the cursor hidden.
-        running = sum(trial.status == "RUNNING" for trial in trials)
-        self._live.update(Group(Text(self._summary(running)), self._table()), refresh=True)
+        self._live.update(shown, refresh=True)
 
-    def _summary(self, running: int) -> str:
-        progress = self._progress
-        counts: list[tuple[str, int]] = [("running", running), *progress.counts.items()]
-        states = ", ".join(f"{count} {status}" for status, count in counts if count) or "none"
-        left = progress.left
-        time_left = "" if left is None or not running else f", about {duration(left)} left"
-        total = f" of {progress.total}" if progress.total else ""
-        return (
-            f"{progress.ended}{total} trials in {duration(progress.elapsed)}{time_left}: {states}; "
-            f"{len(progress.front())} on the front, hypervolume {progress.hypervolume():.3f}"
-        )
+    def _show_in_notebook(self, shown: Group) -> None:
+        from IPython.display import display
 
-    def _table(self) -> Table:
-        table = Table(title=None, box=None, pad_edge=False)
-        table.add_column("front", no_wrap=True)
-        for name in self._goal.metrics:
-            table.add_column(name, justify="right", overflow="ellipsis", no_wrap=True)
-        front = list(self._progress.front().items())
-        for trial_id, metrics in front[:_ROWS]:
-            table.add_row(escape(trial_id), *_values(self._goal, metrics))
-        if len(front) > _ROWS:
-            table.add_row(f"and {len(front) - _ROWS} more")
-        return table
+        panel = Panel(shown, box=MINIMAL)
+        if self._cell is None:
+            self._cell = display(panel, display_id=True)
+        else:
+            self._cell.update(panel)
 
 
 def _error_of(trial: Any) -> str:
@@ -149,7 +146,3 @@ def _error_of(trial: Any) -> str:
     except (OSError, TypeError):
         return ""
     return lines[-1] if lines else ""
-
-
-def _values(goal: Goal, metrics: Mapping[str, Any]) -> list[str]:
-    return [f"{as_float(metrics.get(name)):.4g}" for name in goal.metrics]

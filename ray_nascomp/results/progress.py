@@ -77,13 +77,28 @@ class Progress:
         front = [rows[i] for i in front_indices(self.goal, [metrics for _, metrics in rows])]
         return dict(sorted(front, key=lambda row: self.goal.losses(row[1])[0]))
 
+    def nearest(self) -> tuple[str, Mapping[str, Any]] | None:
+        """The completed trial that violates the constraints least, None while there is none."""
+        rows = list(self._completed.items())
+        return min(rows, key=lambda row: self.goal.violation(row[1])) if rows else None
+
     def hypervolume(self) -> float:
         """Share of the box from the best to the worst completed feasible result that the front dominates."""
-        feasible = [self.goal.losses(m) for m in self._completed.values() if self.goal.is_feasible(m)]
-        if not feasible:
-            return 0.0
-        losses = np.stack(feasible)
-        return normalised_hypervolume(losses, losses.min(axis=0), losses.max(axis=0))
+        losses = self._losses()
+        return self._share(losses, losses) if len(losses) else 0.0
+
+    def curve(self, points: int = 24) -> list[float]:
+        """Hypervolume after the feasible results one by one, in today's box, at most so many values."""
+        losses = self._losses()
+        ends = sorted({round(end) for end in np.linspace(1, len(losses), min(points, len(losses)))})
+        return [self._share(losses[:end], losses) for end in ends]
+
+    def _losses(self) -> np.ndarray:
+        rows = [self.goal.losses(m) for m in self._completed.values() if self.goal.is_feasible(m)]
+        return np.array(rows, dtype=float).reshape(len(rows), len(self.goal.objectives))
+
+    def _share(self, losses: np.ndarray, box: np.ndarray) -> float:
+        return normalised_hypervolume(losses, box.min(axis=0), box.max(axis=0))
 
 
 def duration(seconds: float) -> str:

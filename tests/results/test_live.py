@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from rich.console import Console
 
 import ray_nascomp as nc
 from ray_nascomp.results import FrontReporter
+from ray_nascomp.results.live_view import sparkline, view
 from ray_nascomp.results.progress import Progress, duration
 
 GOAL = nc.Goal([nc.Objective("accuracy"), nc.Objective("cost", "min")], [nc.Constraint("drop", "<=", 0.1)])
@@ -46,7 +48,7 @@ def test_a_log_file_gets_a_line_for_each_trial_and_a_summary():
     lines = play(FrontReporter(GOAL), width=200).splitlines()
     assert len(lines) == 5
     assert "\x1b" not in "".join(lines)
-    assert "accuracy 0.9  cost 2  drop 0  on the front" in lines[0]
+    assert lines[0].endswith("completed   front  accuracy 0.9  cost 2  drop 0")
     assert lines[2].endswith("accuracy 0.7  cost 3  drop 0")
     assert "layer [bold]x[/] is empty" in lines[3]
     assert lines[4].startswith("4 of 4 trials in")
@@ -58,6 +60,45 @@ def test_a_terminal_gets_the_front_below_the_lines():
     assert "3 running" in text
     assert text.rstrip().endswith("\x1b[?25h")
     assert text.count("t1") >= 2
+
+
+def test_a_narrow_terminal_cuts_results_and_wraps_what_went_wrong():
+    text = play(FrontReporter(GOAL), width=48, is_terminal=True)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", text).splitlines()
+    assert max(map(len, lines)) <= 48
+    assert any(line.endswith("…") for line in lines)
+    assert "is empty" in text
+
+
+def test_a_search_without_a_feasible_result_shows_the_nearest():
+    reporter = FrontReporter(GOAL)
+    reporter.setup(total_num_samples=2)
+    for name, drop in (("far", 0.9), ("near", 0.2)):
+        reporter._progress.end(name, report(0.5, 1.0, drop), "TERMINATED")
+    console = Console(width=80, file=io.StringIO())
+    console.print(view(reporter._progress, 1, console))
+    assert "No trial fulfils the constraints yet" in console.file.getvalue()
+    assert "near" in console.file.getvalue().splitlines()[-1]
+
+
+def test_the_hypervolume_so_far_is_drawn_in_todays_box():
+    progress = Progress(GOAL)
+    for number, metrics in enumerate((report(0.7, 3.0), report(0.8, 1.0), report(0.9, 2.0))):
+        progress.end(str(number), metrics, "TERMINATED")
+    # The box runs from (.9, 1) to (.7, 3): nothing, then half of it, then three quarters.
+    assert progress.curve() == pytest.approx([0, 0.5, 0.75])
+    assert sparkline(progress.curve()) == "▁▅▇"
+    assert len(progress.curve(points=2)) == 2
+
+
+def test_loggers_after_it_write_the_front(tmp_path):
+    reporter = FrontReporter(GOAL)
+    reporter.setup(total_num_samples=2)
+    reporter._progress.end("t0", report(0.9, 2.0), "TERMINATED")
+    result = report(0.8, 1.0)
+    reporter.on_trial_result(1, [], SimpleNamespace(trial_id="t1"), result)
+    assert result["front_size"] == 1
+    assert "front_hypervolume" in result
 
 
 def test_a_reporter_travels_with_its_search():
