@@ -68,11 +68,8 @@ class Resolver:
         gone = np.argsort(everything, kind="stable")[: round(share * len(everything))]
         gone = gone[np.isfinite(everything[gone])]
         counts = np.bincount(owners[gone], minlength=len(names))
-        sparsity = {
-            name: count / len(values)
-            for name, count, values in zip(names, counts.tolist(), norms, strict=True)
-            if count
-        }
+        shares = zip(names, counts.tolist(), norms, strict=True)
+        sparsity = {name: count / len(values) for name, count, values in shares if count}
         return replace(stage, sparsity=sparsity, scope="group")
 
     def _low_rank(self, stage: LowRankStage) -> LowRankStage:
@@ -118,9 +115,7 @@ class Resolver:
 
         task = find_task(self._fingerprint)
         if task is None:
-            raise ConfigError(
-                "the task is no longer there; keep it while costs that depend on its weights are asked for"
-            )
+            raise ConfigError("the task is no longer there; keep it while costs that depend on weights are asked for")
         return task
 
 

@@ -1,7 +1,8 @@
 """Plain layers that stand in, while a model is traced, for those that torch-pruning cannot follow.
 
 Recurrent layers have an opaque autograd graph; grouped queries and rotated positions hang the
-tracing, and a layer that makes queries and keys breaks it. What is removed from the inputs of a stand-in is removed from the layer itself afterwards.
+tracing, and a layer that makes both queries and keys breaks it. What is removed from the inputs
+of a stand-in is removed from the layer itself afterwards.
 """
 
 from __future__ import annotations

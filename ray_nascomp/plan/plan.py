@@ -62,17 +62,17 @@ class CompressionPlan:
                 options = stage().validate(mapping(config[name], name), spec)
                 if options:
                     stages[name] = options
-        known = {"architecture", "prune", "low_rank", "finetune", "quantize", "order", *own}
+        sections = {
+            name: mapping(config.get(name, {}), name)
+            for name in ("architecture", "prune", "low_rank", "finetune", "quantize")
+        }
+        known = {*sections, "order", *own}
         return cls(
-            architecture=dict(mapping(config.get("architecture", {}), "architecture")),
-            prune=PruneStage.from_section(mapping(config.get("prune", {}), "prune"), spec.prunable_names),
-            low_rank=LowRankStage.from_section(
-                mapping(config.get("low_rank", {}), "low_rank"), spec.factorisable_names
-            ),
-            finetune=FinetuneStage.from_section(mapping(config.get("finetune", {}), "finetune")),
-            quantize=QuantizeStage.from_section(
-                mapping(config.get("quantize", {}), "quantize"), spec.quantizable_names
-            ),
+            architecture=dict(sections["architecture"]),
+            prune=PruneStage.from_section(sections["prune"], spec.prunable_names),
+            low_rank=LowRankStage.from_section(sections["low_rank"], spec.factorisable_names),
+            finetune=FinetuneStage.from_section(sections["finetune"]),
+            quantize=QuantizeStage.from_section(sections["quantize"], spec.quantizable_names),
             stages=stages,
             order=_order(config.get("order"), (*own, *_OURS)),
             extra={key: value for key, value in config.items() if key not in known},

@@ -44,14 +44,7 @@ def test_the_last_report_is_measured_on_the_exported_file(digits, digits_task):
 
 
 QUANTIZERS = [
-    ("ptq", 8),
-    ("ptq", 4),
-    ("qat", 8),
-    ("qat", 2),
-    ("lsq", 8),
-    ("lsq", 3),
-    ("lsq_plus", 8),
-    ("dorefa", 4),
+    *(("ptq", 8), ("ptq", 4), ("qat", 8), ("qat", 2), ("lsq", 8), ("lsq", 3), ("lsq_plus", 8), ("dorefa", 4)),
     ("bnn", 1),
 ]
 
