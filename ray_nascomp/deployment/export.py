@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Any
 
 import numpy as np
@@ -14,12 +10,16 @@ import onnx
 import torch
 from torch import nn
 
+from ray_nascomp.deployment.axes import Axes, batch_axes, resized, sequence_axes
+from ray_nascomp.deployment.exporters import Exporter, exporters_for
 from ray_nascomp.deployment.runtime import make_session, run_session
 from ray_nascomp.errors import NonFiniteModelError
-from ray_nascomp.tasks.calling import OutputTensor, call, map_tensors, tensors_of
+from ray_nascomp.tasks.calling import call, map_tensors, tensors_of
 
-OPSET = 18
 _TOLERANCE = 1e-3
+
+_worked: dict[tuple[object, ...], tuple[Exporter, bool]] = {}
+"""Kind of model -> what exported it last, and whether the sequence was left open: tried first, to save time."""
 
 
 class ExportError(RuntimeError):
@@ -27,13 +27,17 @@ class ExportError(RuntimeError):
 
 
 def export_onnx(model: nn.Module, example_inputs: Any, input_names: tuple[str, ...]) -> onnx.ModelProto:
-    """The model as ONNX in floating point.
+    """The model as ONNX in 32-bit floating point.
 
-    torch's TorchScript exporter is tried first (a tenth of the time on convolutional networks),
-    then the one over torch.export. Each result is compared with torch at another batch size.
+    The ways that torch offers are tried in the order of how fast their file is on this kind of
+    model: with attention, torch.export at opset 23; otherwise, and for recurrent layers, the
+    TorchScript exporter. Each result is compared with torch at other batch sizes, and at another
+    length where the inputs are sequences. Where no file with an open length equals the model, the
+    example's length is kept.
 
     Args:
-        model: The model, on the CPU; exported in evaluation mode.
+        model: The model, on the CPU; exported in evaluation mode. One in another precision is
+            cast, and so are its inputs when the file is run.
         example_inputs: Inputs of at least two samples.
         input_names: Names for the file's inputs, in the order of the inputs.
 
@@ -42,85 +46,66 @@ def export_onnx(model: nn.Module, example_inputs: Any, input_names: tuple[str, .
         ExportError: If no exporter succeeds.
     """
     model.eval()
-    tensors = tensors_of(example_inputs)
-    keywords = tuple(tensors) if isinstance(example_inputs, dict) else None
-    wrapper = OutputTensor(model, keywords).eval()
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.state_dict().values()):
+        model = copy.deepcopy(model).float()
+    inputs = map_tensors(example_inputs, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+    kind = (type(model), input_names, tuple(tensor.ndim for tensor in tensors_of(inputs).values()))
+    sequence = sequence_axes(model, inputs)
+    ways = [(exporter, True) for exporter in exporters_for(model, inputs)] if sequence is not None else []
+    ways += [(exporter, False) for exporter in exporters_for(model, inputs)]
+    if _worked.get(kind) in ways:
+        ways.insert(0, ways.pop(ways.index(_worked[kind])))
     failures = []
-    for exporter in (_export_torchscript, _export_dynamo):
+    for exporter, is_open in ways:
+        axes = sequence if is_open and sequence is not None else batch_axes(inputs)
         try:
-            with _quiet():
-                proto = exporter(wrapper, tuple(tensors.values()), input_names)
-            _verify(proto, model, example_inputs, input_names)
+            proto = exporter.export(model, inputs, input_names, axes)
+            _verify(proto, model, inputs, input_names, axes)
         except NonFiniteModelError:
             raise
         except Exception as error:
-            failures.append(f"{exporter.__name__.strip('_')}: {type(error).__name__}: {error}")
+            failures.append(f"{exporter}: {type(error).__name__}: {str(error)[:300]}")
         else:
+            _worked[kind] = (exporter, is_open)
+            _name_axes(proto, input_names, axes)
+            # Without the exporter's notes on inner shapes the runtime finds its own, and plans faster runs.
             del proto.graph.value_info[:]
             return proto
     raise ExportError("the model cannot be exported to ONNX; " + "; ".join(failures))
 
 
-def _export_torchscript(
-    wrapper: nn.Module, tensors: tuple[torch.Tensor, ...], names: tuple[str, ...]
-) -> onnx.ModelProto:
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        wrapper,
-        tensors,
-        buffer,  # type: ignore[arg-type]  # This exporter writes to buffers too.
-        input_names=list(names),
-        output_names=["output"],
-        dynamic_axes={name: {0: "batch"} for name in (*names, "output")},
-        opset_version=OPSET,
-        dynamo=False,
-    )
-    return onnx.load_from_string(buffer.getvalue())
+def _name_axes(proto: onnx.ModelProto, names: tuple[str, ...], axes: Axes) -> None:
+    """Gives the free axes of inputs and outputs the names that they have in `axes`."""
+    renamed = {}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
+    for name, own in zip(names, axes, strict=True):
+        # An input that the model ignores is not in the file.
+        renamed.update({shapes[name][axis].dim_param: label for axis, label in own.items() if name in shapes})
+    renamed.pop("", None)
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in renamed:
+                dimension.dim_param = renamed[dimension.dim_param]
 
 
-def _export_dynamo(wrapper: nn.Module, tensors: tuple[torch.Tensor, ...], names: tuple[str, ...]) -> onnx.ModelProto:
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    program = torch.onnx.export(
-        wrapper,
-        tensors,
-        input_names=list(names),
-        output_names=["output"],
-        dynamic_shapes=(tuple({0: batch} for _ in tensors),),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    return program.model_proto
-
-
-def _verify(proto: onnx.ModelProto, model: nn.Module, example_inputs: Any, names: tuple[str, ...]) -> None:
-    """Compares file and model on one sample and on three: another batch size than was traced."""
-    for rows in ([0], [0, 1, 0]):
-        inputs = map_tensors(example_inputs, lambda tensor, rows=rows: tensor[rows])
+def _verify(proto: onnx.ModelProto, model: nn.Module, inputs: Any, names: tuple[str, ...], axes: Axes) -> None:
+    """Compares file and model on one sample and on three, and at another length: not what was traced."""
+    session = make_session(proto.SerializeToString())
+    cases = [map_tensors(inputs, lambda tensor, rows=rows: tensor[rows]) for rows in ([0], [0, 1, 0])]
+    if any(len(own) > 1 for own in axes):
+        cases.append(resized(inputs, axes))
+    for case in cases:
         with torch.no_grad():
-            expected = call(model, inputs).numpy()
+            expected = call(model, case).numpy()
         if not np.isfinite(expected).all():
             raise NonFiniteModelError("the model's outputs are not finite")
-        session = make_session(proto.SerializeToString())
-        found = run_session(session, inputs, names)
+        found = run_session(session, case, names)
         scale = max(1.0, float(np.abs(expected).max()))
+        shape = tuple(next(iter(tensors_of(case).values())).shape)
+        if found.shape != expected.shape:
+            raise ExportError(f"the file's output has shape {found.shape} instead of {expected.shape} at {shape}")
         difference = float(np.abs(found - expected).max()) / scale
-        if found.shape != expected.shape or difference > _TOLERANCE:
-            raise ExportError(f"the file differs from the model by {difference:.2g} at batch size {len(rows)}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch's exporters warn about their own deprecation and print progress; none of it is the user's."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        if not difference <= _TOLERANCE:
+            raise ExportError(
+                f"the file differs from the model by {difference:.2g} at batch size {shape[0]}, inputs of shape {shape}"
+            )

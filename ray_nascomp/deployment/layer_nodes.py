@@ -37,8 +37,8 @@ def layer_nodes(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> It
     """The nodes that multiply by one of the weights, or look its rows up.
 
     They are found by the weight's name or, where an exporter has renamed or transposed it, by its
-    content. Layers with equal weights are taken in the order of `weights`; one whose weight
-    several nodes read, as the head that is tied to an embedding does, is found for each of them.
+    content. Layers with equal weights are taken in the order of `weights`; where more nodes read
+    a weight than there are layers with it, the first of these is found again.
 
     Args:
         graph: The graph.
@@ -52,6 +52,7 @@ def layer_nodes(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> It
     for layer, weight in weights.items():
         if weight.ndim == 2:
             by_content.setdefault(_content_of(weight.T), []).append((layer, True))
+    claimed: set[str] = set()
     shapes = {shape for shape, _digest in by_content}
     for index, node in enumerate(graph.node):
         if node.op_type not in _LAYER_OPS:
@@ -61,12 +62,14 @@ def layer_nodes(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> It
             if initializer is None or initializer.data_type != onnx.TensorProto.FLOAT:
                 continue
             if name in by_name:
+                claimed.add(by_name[name])
                 yield LayerNode(index, node, by_name[name], name, False)
                 break
             if tuple(initializer.dims) not in shapes:
                 continue
             if matches := by_content.get(_content_of(numpy_helper.to_array(initializer))):
-                layer, transposed = matches.pop(0) if len(matches) > 1 else matches[0]
+                layer, transposed = next((match for match in matches if match[0] not in claimed), matches[0])
+                claimed.add(layer)
                 yield LayerNode(index, node, layer, name, transposed)
                 break
 

@@ -1,20 +1,30 @@
-"""ONNX Runtime sessions: running a file on a task's batches, and timing files side by side."""
+"""Running files and networks on a task's batches, and timing two of them side by side."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
 import torch
+from torch import nn
 
-from ray_nascomp.tasks.calling import tensors_of
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.tasks.calling import batch_size_of, call, map_tensors, tensors_of
+
+Model: TypeAlias = bytes | str | Path | nn.Module
+"""A file's content or path, run by ONNX Runtime, or a network, run by torch."""
+
+Runnable: TypeAlias = onnxruntime.InferenceSession | nn.Module
 
 _ROUND_SECONDS = 0.004
+_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
 def make_session(model: bytes | str | Path, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -27,7 +37,7 @@ def make_session(model: bytes | str | Path, threads: int = 1) -> onnxruntime.Inf
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # What fails is raised.
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
@@ -65,14 +75,46 @@ class Latency:
     spread: float
 
 
-def compare_latency(
-    original: onnxruntime.InferenceSession,
-    compressed: onnxruntime.InferenceSession,
+def measure_latency(
+    original: Model,
+    compressed: Model,
     inputs: Any,
-    names: Sequence[str],
+    names: Sequence[str] = (),
+    *,
+    batch_size: int = 1,
+    threads: int = 1,
     rounds: int = 25,
 ) -> Latency:
-    """Times two sessions in turn on the same inputs.
+    """Times two models in turn, files in ONNX Runtime and networks in torch.
+
+    Args:
+        original: The model that the speedup is relative to: a file's path or content, or a network.
+        compressed: The model that is judged, likewise.
+        inputs: A batch's inputs, as the model takes them; repeated or cut to `batch_size` samples.
+        names: Names of the files' inputs.
+        batch_size: Samples in a run.
+        threads: Threads of either runtime.
+        rounds: Number of rounds, as in `compare_latency`.
+
+    Raises:
+        ConfigError: If `batch_size`, `threads` or `rounds` is not positive.
+    """
+    for name, value in (("batch_size", batch_size), ("threads", threads), ("rounds", rounds)):
+        if value < 1:
+            raise ConfigError(f"{name}: {value!r} was given, a positive number is allowed")
+    rows = torch.arange(batch_size) % batch_size_of(inputs)
+    batch = map_tensors(inputs, lambda tensor: tensor[rows])
+    first, second = (
+        model if isinstance(model, nn.Module) else make_session(model, threads) for model in (original, compressed)
+    )
+    with _torch_threads(threads):
+        return compare_latency(first, second, batch, names, rounds)
+
+
+def compare_latency(
+    original: Runnable, compressed: Runnable, inputs: Any, names: Sequence[str], rounds: int = 25
+) -> Latency:
+    """Times two sessions or networks in turn on the same inputs.
 
     Each round runs each of the two for at least four milliseconds, one directly after the
     other, so that a slow moment of the machine meets both; medians over rounds are reported.
@@ -84,7 +126,7 @@ def compare_latency(
         names: Names of the files' inputs.
         rounds: Number of rounds.
     """
-    runs = [_timed(session, _feed(session, inputs, names)) for session in (original, compressed)]
+    runs = [_timed(model, inputs, names) for model in (original, compressed)]
     repeats = []
     for run in runs:
         run(2)
@@ -96,18 +138,39 @@ def compare_latency(
     return Latency(float(original_ms), float(compressed_ms), float(middle), float(high - low))
 
 
-def _timed(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> Callable[[int], float]:
+def _timed(model: Runnable, inputs: Any, names: Sequence[str]) -> Callable[[int], float]:
+    if isinstance(model, nn.Module):
+        model.eval()
+        run_once: Callable[[], Any] = partial(call, model, inputs)
+    else:
+        run_once = partial(model.run, None, _feed(model, inputs, names))
+
     def run(count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            session.run(None, feed)
-        return time.perf_counter() - start
+        with torch.inference_mode():
+            start = time.perf_counter()
+            for _ in range(count):
+                run_once()
+            return time.perf_counter() - start
 
     return run
 
 
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """Within it torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _feed(session: onnxruntime.InferenceSession, inputs: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
-    wanted = {entry.name for entry in session.get_inputs()}
     tensors = tensors_of(inputs).values()
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
-    return {name: array for name, array in arrays.items() if name in wanted}
+    # A file may lack an input that the model ignores, and take another precision than a float64 model.
+    wanted = {entry.name: _TYPES.get(entry.type) for entry in session.get_inputs()}
+    return {
+        name: array.astype(wanted[name] or array.dtype, copy=False) for name, array in arrays.items() if name in wanted
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ray_nascomp.errors import ConfigError
 
-_KINDS = ("conv", "linear", "embedding", "recurrent")
+_KINDS = ("conv", "depthwise_conv", "linear", "embedding", "recurrent")
 UNPACKING_OPSET = 18
 """Least opset in which packed integers can be unfolded."""
 
@@ -28,7 +29,7 @@ def stored_bits(kind: str, bits: int) -> int:
     form is used. 32 bits are floating point.
 
     Args:
-        kind: "conv", "linear", "embedding" or "recurrent".
+        kind: "conv", "depthwise_conv", "linear", "embedding" or "recurrent".
         bits: Bits of the weight's integers, 1..8, or 32.
 
     Raises:
@@ -90,7 +91,7 @@ class NodeList:
             self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), full))
         return full
 
-    def node(self, operator: str, inputs: list[str], **attributes: object) -> str:
+    def node(self, operator: str, inputs: list[str], **attributes: Any) -> str:
         """Adds a node with one output; the output's name."""
         output = f"{self.place}_{next(self._numbers)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
