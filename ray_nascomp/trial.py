@@ -9,6 +9,7 @@ from ray import tune
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal
+from ray_nascomp.recorded import recorded
 from ray_nascomp.tasks.base import Task
 
 _FINISHED = {"__duplicate__": True, "done": True}
@@ -20,7 +21,9 @@ def compression_trainable(task: Task, goal: Goal, *, epochs: int = 8) -> type[tu
     A trial reports `epochs + 1` times: the compressed model before training, then after each
     epoch; the last report is measured on the exported file, which the trial's checkpoint holds.
     Every report has the same keys (see `docs/guide.md`). The task's weights and data travel
-    to the workers once, through the object store, and are shared there.
+    to the workers once, through the object store, and are shared there. What is reported is
+    `recorded`, and outlives the driver; a folder with results of another task, goal or number of
+    epochs is refused.
 
     Args:
         task: The task.
@@ -44,7 +47,8 @@ def compression_trainable(task: Task, goal: Goal, *, epochs: int = 8) -> type[tu
                 f"objective {objective.metric!r}: mode {objective.mode!r} was given, the task says {task.mode!r}"
             )
     packed = pack((task, CostModel(task)))
-    return tune.with_parameters(CompressionTrial, packed=packed, goal=goal, epochs=epochs)
+    identity = {"task": task.fingerprint, "goal": goal.to_json(), "epochs": epochs}
+    return tune.with_parameters(recorded(CompressionTrial, identity), packed=packed, goal=goal, epochs=epochs)
 
 
 class CompressionTrial(tune.Trainable):

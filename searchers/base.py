@@ -20,7 +20,10 @@ from ray.tune.search import Searcher
 
 from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.goals import Goal
+from ray_nascomp.observation_log import Record, plain, snapshot_statuses, take_records
 from ray_nascomp.observations import Observation, Status
+from ray_nascomp.searchers.recovery import plan_recovery
+from ray_nascomp.searchers.state import read_observations, read_state, write_state
 from ray_nascomp.space import Space
 
 logger = logging.getLogger(__name__)
@@ -71,11 +74,13 @@ class GoalSearcher(Searcher):
         self._rows: list[tuple[np.ndarray, np.ndarray, float]] = []
         self._space: Space | None = None
         self._points = [dict(point) for point in points_to_evaluate or []]
+        self._lost: list[dict[str, Any]] = []
+        self._held: dict[str, Any] | None = None
         self._pending: dict[str, dict[str, Any]] = {}
         self._reports: dict[str, dict[int, dict[str, Any]]] = {}
         self._keys: set[str] = set()
         self._known: dict[str, dict[str, float] | None] = {}
-        self._warm_start = _read_observations(warm_start)
+        self._warm_start = read_observations(warm_start)
 
     @abstractmethod
     def propose(self) -> dict[str, Any]:
@@ -121,7 +126,7 @@ class GoalSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's leaves FINISHED out.
         """A config that is neither known nor pending, or `Searcher.FINISHED` if there is none left."""
-        config = self._next_point() or self._next_proposal()
+        config = self._next_lost() or self._next_of_its_own()
         if config is None:
             logger.warning(
                 "%s ends after %d trials: no other config is new and within the constraints on known costs",
@@ -213,36 +218,63 @@ class GoalSearcher(Searcher):
         return encoded, losses, np.array([row[2] for row in chosen], dtype=float)
 
     def save(self, checkpoint_path: str) -> None:
-        """Writes the whole state as JSON."""
-        state = {
-            "space": self._space.to_dict() if self._space is not None else None,
-            "observations": [observation.to_dict() for observation in self.observations],
+        """Writes the whole state as lines of JSON."""
+        tail = {
             "pending": self._pending,
             "reports": self._reports,
             "points": self._points,
+            "lost": self._lost,
+            "held": self._held,
             "rng": self.rng.bit_generator.state,
             "own": self.own_state(),
         }
-        Path(checkpoint_path).write_text(json.dumps(state, default=_plain))
+        head = {"space": self._space.to_dict() if self._space is not None else None}
+        write_state(checkpoint_path, head, self.observations, tail)
 
     def restore(self, checkpoint_path: str) -> None:
-        """Goes on from what `save` has written."""
-        state = json.loads(Path(checkpoint_path).read_text())
-        if self._space is None and state["space"] is not None:
-            self._space = Space.from_dict(state["space"])
-        self.observations = [Observation.from_dict(entry) for entry in state["observations"]]
-        self._pending = state["pending"]
+        """Goes on from what `save` has written; from a file cut short, with what is whole of it.
+
+        Raises:
+            ConfigError: If nothing of it is.
+        """
+        head, self.observations, tail = read_state(checkpoint_path)
+        if self._space is None and head["space"] is not None:
+            self._space = Space.from_dict(head["space"])
+        self._pending = tail.get("pending", {})
         self._reports = {
             trial_id: {int(iteration): metrics for iteration, metrics in reports.items()}
-            for trial_id, reports in state["reports"].items()
+            for trial_id, reports in tail.get("reports", {}).items()
         }
-        self._points = state["points"]
-        self.rng.bit_generator.state = state["rng"]
-        self.load_own_state(state["own"])
-        if self._space is not None:
-            configs = [*(o.config for o in self.observations), *self._pending.values()]
-            self._keys = {self.key(config) for config in configs}
-            self._rows = [self._row(observation) for observation in self.observations]
+        self._points = tail.get("points", self._points)
+        self._lost, self._held = tail.get("lost", []), tail.get("held")
+        if "rng" in tail:
+            self.rng.bit_generator.state = tail["rng"]
+        self.load_own_state(tail.get("own") or self.own_state())
+        self._index()
+
+    def restore_from_dir(self, checkpoint_dir: str) -> None:
+        """Restores from Tune's copy of an experiment's folder: own state, snapshot, and observation log.
+
+        Raises:
+            RuntimeError: If no state in the folder can be read.
+        """
+        folder = Path(checkpoint_dir)
+        for path in sorted(folder.glob(self.CKPT_FILE_TMPL.format("*")), reverse=True):
+            try:
+                self.restore(str(path))
+                break
+            except ConfigError as error:
+                logger.warning("%s; an earlier one is taken", error)
+        else:
+            raise RuntimeError(f"{type(self).__name__} finds no state in {folder} that can be read")
+        snapshot = max(folder.glob("experiment_state-*.json"), default=None)
+        records = take_records(folder)
+        if snapshot is not None:
+            self._recover(records, snapshot_statuses(snapshot.read_text(errors="replace")))
+
+    def take_up(self, records: Sequence[Record]) -> None:
+        """Has what the observation log knows suggested again, for a search that starts anew in its folder."""
+        self._lost = [dict(record.config) for record in records]
 
     def own_state(self) -> dict[str, Any]:
         """What a searcher keeps beyond the observations, as plain values."""
@@ -250,6 +282,28 @@ class GoalSearcher(Searcher):
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Takes back what `own_state` has given."""
+
+    def _next_lost(self) -> dict[str, Any] | None:
+        """A config that the log knows and Tune has lost; its trial answers from the log.
+
+        The searcher's own next proposal comes first if it is one of them, so that a search of one
+        trial at a time takes the way it took before; if not, it is held until they are through.
+        """
+        self._lost = [config for config in map(self.space.canonical, self._lost) if self.is_new(config)]
+        if not self._lost:
+            return None
+        self._held = self._held or self._next_of_its_own()
+        keys = [self.key(config) for config in self._lost]
+        if self._held is None or self.key(self._held) not in keys:
+            return self._lost.pop(0)
+        config, self._held = self._lost.pop(keys.index(self.key(self._held))), None
+        return config
+
+    def _next_of_its_own(self) -> dict[str, Any] | None:
+        held, self._held = self._held, None
+        if held is not None and self.is_new(held):
+            return held
+        return self._next_point() or self._next_proposal()
 
     def _next_point(self) -> dict[str, Any] | None:
         while self._points:
@@ -276,6 +330,32 @@ class GoalSearcher(Searcher):
         self._keys.add(self.key(observation.config))
         self.observed(observation, reports or {observation.fidelity: observation.metrics})
 
+    def _index(self) -> None:
+        """Rebuilds what follows from observations and running trials."""
+        if self._space is not None:
+            configs = [*(o.config for o in self.observations), *self._pending.values()]
+            self._keys = {self.key(config) for config in configs}
+            self._rows = [self._row(observation) for observation in self.observations]
+
+    def _recover(self, records: Sequence[Record], statuses: Mapping[str, str]) -> None:
+        plan = plan_recovery(records, statuses, self.observations, self._pending)
+        self.observations = [o for o in self.observations if o.trial_id not in plan.forget]
+        self._pending = {trial_id: c for trial_id, c in self._pending.items() if trial_id not in plan.forget}
+        self._pending.update({trial_id: self.space.canonical(c) for trial_id, c in plan.resume.items()})
+        if plan.forget or plan.resume:
+            self.load_own_state(self.own_state())
+            self._index()
+        for record, is_error in plan.complete:
+            self._pending.setdefault(record.trial_id, self.space.canonical(record.config))
+            for iteration, report in record.reports.items():
+                self.on_trial_result(record.trial_id, {**report, "training_iteration": iteration})
+            last = max(record.reports, default=0)
+            result = {**record.reports.get(last, {}), "training_iteration": last}
+            self.on_trial_complete(record.trial_id, None if is_error else result, error=is_error)
+        self._lost = [*map(dict, plan.lost), *self._lost]
+        if self._lost:
+            logger.info("%d trials that Tune has lost are taken from the observation log", len(self._lost))
+
     def _row(self, observation: Observation) -> tuple[np.ndarray, np.ndarray, float]:
         metrics = observation.metrics
         encoded = self.space.encode([observation.config])[0]
@@ -286,7 +366,7 @@ class GoalSearcher(Searcher):
 
     def _relevant(self, result: Mapping[str, Any]) -> dict[str, Any]:
         wanted = (*self.goal.metrics, "feasible", "final", "reason")
-        return {name: _plain(result[name]) for name in wanted if name in result}
+        return {name: _scalar(result[name]) for name in wanted if name in result}
 
     def _ask_cost_model(self, config: Mapping[str, Any]) -> dict[str, float] | None:
         assert self.cost_model is not None
@@ -306,9 +386,9 @@ def _iteration(result: Mapping[str, Any]) -> int:
     return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 1
 
 
-def _plain(value: Any) -> Any:
-    """JSON's own types: numpy scalars become Python's."""
-    return value.item() if isinstance(value, np.generic) else value
+def _scalar(value: Any) -> Any:
+    """JSON's own types, which a restored searcher would have."""
+    return value if isinstance(value, (bool, int, float, str, type(None))) else plain(value)
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,18 +398,3 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, Mapping) and isinstance(inner, dict)
         merged[key] = _merge(inner, value) if nested else value  # type: ignore[arg-type]
     return merged
-
-
-def _read_observations(source: Any) -> list[Observation]:
-    if source is None:
-        return []
-    if isinstance(source, (str, Path)):
-        state = json.loads(Path(source).read_text())
-        return [Observation.from_dict(entry) for entry in state["observations"]]
-    if hasattr(source, "observations"):
-        found = source.observations
-        source = found() if callable(found) else found
-    observations = list(source)
-    if not all(isinstance(observation, Observation) for observation in observations):
-        raise ConfigError("warm_start: only Observation values, Results, or a state file's path are allowed")
-    return observations

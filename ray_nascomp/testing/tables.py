@@ -12,6 +12,7 @@ from typing import Any
 from ray import tune
 
 from ray_nascomp.errors import ConfigError
+from ray_nascomp.recorded import recorded
 
 LookUp = Callable[[Mapping[str, Any]], Sequence[Mapping[str, float]]]
 """Function from a config to its learning curve: one dict of metrics for each step, one step or more."""
@@ -35,7 +36,8 @@ def table_function(look_up: LookUp) -> Callable[[dict[str, Any]], None]:
 def table_trainable(look_up: LookUp) -> type[tune.Trainable]:
     """A class trainable that reports a config's learning curve, and can be paused, resumed and reused.
 
-    The trial ends without a doubled row: every result reaches the scheduler and the searcher.
+    The trial ends without a doubled row: every result reaches the scheduler and the searcher. Its
+    reports are `recorded`: they outlive the driver.
 
     Args:
         look_up: See `LookUp`. It is pickled into the trial.
@@ -65,7 +67,7 @@ def table_trainable(look_up: LookUp) -> type[tune.Trainable]:
         def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
             self._position = int((checkpoint or {}).get("position", 0))
 
-    return TableTrainable
+    return recorded(TableTrainable)
 
 
 def _curve(look_up: LookUp, config: Mapping[str, Any]) -> Sequence[Mapping[str, float]]:
