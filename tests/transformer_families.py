@@ -103,3 +103,11 @@ def make(family: str, attention: str = "eager", seed: int = 0, **changes: Any) -
 def logits(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         return model(**inputs).logits
+
+
+def whole(architecture: dict[str, Any]) -> dict[str, Any]:
+    """The architecture with everything kept."""
+    return {
+        block: {key: True if key == "keep" else max(domain.categories) for key, domain in dimensions.items()}
+        for block, dimensions in architecture.items()
+    }

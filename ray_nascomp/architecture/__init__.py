@@ -1,5 +1,6 @@
 """Networks of other architectures that start from a trained model's weights."""
 
 from ray_nascomp.architecture.elastic import ElasticTransformer, elastic_transformer
+from ray_nascomp.architecture.pretrained import save_network, write_card
 
-__all__ = ["ElasticTransformer", "elastic_transformer"]
+__all__ = ["ElasticTransformer", "elastic_transformer", "save_network", "write_card"]

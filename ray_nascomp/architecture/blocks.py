@@ -112,9 +112,10 @@ def drop_blocks(model: nn.Module, names: set[str]) -> None:
         parent, _, child = stack.rpartition(".")
         setattr(model.get_submodule(parent), child, KeptLayers(kept))
         for number, layer in enumerate(kept.values()):
-            for module in layer.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = number  # A cache has a place for each layer.
+            inner: Any
+            for inner in layer.modules():
+                if hasattr(inner, "layer_idx"):
+                    inner.layer_idx = number  # A cache has a place for each layer.
         for config in _configs(model, stack):
             set_stack_length(config, stack, len(kept))
             kinds = getattr(config, "layer_types", None)
@@ -133,7 +134,7 @@ def set_stack_length(config: Any, stack: str, length: int) -> None:
 
 def _configs(model: nn.Module, stack: str) -> Iterator[Any]:
     """The model's config, and that of the module around the stack where it has its own."""
-    seen = []
+    seen: list[Any] = []
     for module in (model, model.get_submodule(stack.rpartition(".")[0])):
         config = getattr(module, "config", None)
         if config is not None and not any(config is other for other in seen):

@@ -22,6 +22,8 @@ from ray_nascomp.errors import ConfigError
 _HEAD_DIM_NAMES = ("head_dim", "attention_head_size", "key_value_proj_dim")
 _HEAD_COUNT_NAMES = ("num_attention_heads", "num_heads", "n_heads")
 _WIDTH_NAMES = ("all_head_size", "inner_dim", "split_size")
+HEAD_ATTRIBUTES = frozenset((*_HEAD_DIM_NAMES, *_HEAD_COUNT_NAMES, *_WIDTH_NAMES, "num_key_value_heads"))
+"""Names of the numbers of an attention module that tell its heads."""
 _PROJECTIONS = (
     ("query", "key", "value", "output.dense"),
     ("q_lin", "k_lin", "v_lin", "out_lin"),

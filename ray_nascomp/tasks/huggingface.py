@@ -219,9 +219,22 @@ class HuggingFaceTask(Task):
         Raises:
             ConfigError: If the network has layers that the model has not.
         """
-        from ray_nascomp.tasks.huggingface_saving import save_network
+        from ray_nascomp.architecture import save_network, write_card
 
-        return save_network(self, network, Path(folder), metrics or {})
+        target = Path(folder)
+        kind = KINDS[self.kind]
+        is_plain = save_network(network, target, kind.auto_class, self._keeps_cache)
+        if self.processor is not None:
+            self.processor.save_pretrained(target)
+        config: Any = self.model.config
+        name = config._name_or_path
+        fields = {
+            "auto_class": kind.auto_class,
+            "pipeline_tag": kind.tag,
+            "base_model": "" if not name or Path(name).exists() else name,
+        }
+        write_card(target, fields, metrics or {}, is_plain)
+        return target
 
     def _with(self, **changes: Any) -> HuggingFaceTask:
         task = copy.copy(self)

@@ -164,6 +164,7 @@ class Kind:
         loss: Function (outputs, targets) -> scalar tensor; None for cross entropy.
         metric: Metric of `Task`.
         mode: Whether more of it is better.
+        hub_name: What the hub calls such models, if that is another name.
     """
 
     name: str
@@ -176,6 +177,12 @@ class Kind:
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     metric: str | Callable[[Tensor, Tensor], float] = "accuracy"
     mode: Literal["max", "min"] = "max"
+    hub_name: str = ""
+
+    @property
+    def tag(self) -> str:
+        """What the hub calls such models."""
+        return self.hub_name or self.name.replace("_", "-")
 
 
 KINDS = {
@@ -235,6 +242,7 @@ KINDS = {
             "audio",
             has_classes=False,
             mode="min",
+            hub_name="automatic-speech-recognition",
         ),
         Kind(
             "causal_lm",
@@ -247,6 +255,7 @@ KINDS = {
             loss=next_token_loss,
             metric=perplexity,
             mode="min",
+            hub_name="text-generation",
         ),
     )
 }
@@ -256,7 +265,7 @@ def kind_of(model_class: str) -> Kind:
     """The kind that a class of transformers is made for.
 
     Args:
-        model_class: Name of the class: "BertForSequenceClassification".
+        model_class: Name of the class, "BertForSequenceClassification", or of a compressed one.
 
     Raises:
         ConfigError: If it is not made for any of them.
@@ -264,6 +273,6 @@ def kind_of(model_class: str) -> Kind:
     from transformers.models.auto import modeling_auto
 
     for kind in KINDS.values():
-        if model_class in getattr(modeling_auto, kind.mapping).values():
+        if model_class.removeprefix("Compressed") in getattr(modeling_auto, kind.mapping).values():
             return kind
     raise ConfigError(f"kind: a {model_class} does not tell it; give one of {', '.join(KINDS)}")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformer_families import FAMILIES, logits, make
+from transformer_families import FAMILIES, logits, make, whole
 
 import ray_nascomp as nc
 from ray_nascomp.architecture import elastic_transformer
@@ -17,14 +17,6 @@ from ray_nascomp.space import Space
 from ray_nascomp.tasks.transport import pack, unpack
 
 BLOCKS = {"wav2vec2": 2, "whisper": 4, "t5": 4}
-
-
-def whole(architecture: dict[str, Any]) -> dict[str, Any]:
-    """The architecture with everything kept."""
-    return {
-        block: {key: True if key == "keep" else max(domain.categories) for key, domain in dimensions.items()}
-        for block, dimensions in architecture.items()
-    }
 
 
 def weight_of(model: nn.Module, name: str) -> torch.Tensor:

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformer_families import FAMILIES, logits, make, whole
+
+import ray_nascomp as nc
+from ray_nascomp.architecture import elastic_transformer, save_network
+from ray_nascomp.architecture.pretrained import CODE_FILE
+from ray_nascomp.compression.attention import replace_conv1d
+from ray_nascomp.errors import ConfigError
+
+AUTO = {
+    "bert": "AutoModelForSequenceClassification",
+    "roberta": "AutoModelForSequenceClassification",
+    "distilbert": "AutoModelForSequenceClassification",
+    "vit": "AutoModelForImageClassification",
+    "wav2vec2": "AutoModelForAudioClassification",
+    "whisper": "AutoModelForSpeechSeq2Seq",
+    "gpt2": "AutoModelForCausalLM",
+    "t5": "AutoModelForSeq2SeqLM",
+    "llama": "AutoModelForCausalLM",
+    "mistral": "AutoModelForCausalLM",
+}
+
+
+def load(family: str, folder: Path, **arguments: Any) -> nn.Module:
+    import transformers
+
+    return getattr(transformers, AUTO[family]).from_pretrained(folder, **arguments).eval()
+
+
+def sub_network(family: str, uneven: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """A sub-network without a block, with narrower feed-forwards: all alike, or each its own with its own heads."""
+    model, inputs = make(family, "sdpa")
+    build, architecture = elastic_transformer(model)
+    config = whole(architecture)
+    blocks = list(config.values())
+    next(values for values in blocks if "keep" in values)["keep"] = False
+    for values in blocks:
+        values["width"] = 48
+    if uneven:
+        blocks[0] |= {"heads": 1, "width": 24}
+    return build(config), inputs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_uniform_layers_load_plainly(family: str, tmp_path: Path) -> None:
+    network, inputs = sub_network(family, uneven=False)
+    replace_conv1d(network)
+    assert save_network(network, tmp_path, AUTO[family], use_cache=True)
+    loaded = load(family, tmp_path)
+    assert type(loaded) is type(network)
+    torch.testing.assert_close(logits(loaded, inputs), logits(network, inputs), rtol=0, atol=1e-6)
+    assert not (tmp_path / CODE_FILE).exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_uneven_layers_load_with_the_code_beside_them(family: str, tmp_path: Path) -> None:
+    network, inputs = sub_network(family, uneven=True)
+    replace_conv1d(network)
+    assert not save_network(network, tmp_path, AUTO[family], use_cache=True)
+    loaded = load(family, tmp_path, trust_remote_code=True)
+    assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in network.parameters())
+    torch.testing.assert_close(logits(loaded, inputs), logits(network, inputs), rtol=0, atol=1e-6)
+
+
+def test_what_was_loaded_can_be_compressed_and_saved_again(tmp_path: Path) -> None:
+    network, inputs = sub_network("bert", uneven=True)
+    save_network(network, tmp_path / "first", AUTO["bert"], use_cache=False)
+    loaded = load("bert", tmp_path / "first", trust_remote_code=True)
+    build, architecture = elastic_transformer(loaded)
+    smaller = build({**whole(architecture), "bert.encoder.layer.1": {"keep": True, "heads": 2, "width": 16}})
+    save_network(smaller, tmp_path / "second", AUTO["bert"], use_cache=False)
+    again = load("bert", tmp_path / "second", trust_remote_code=True)
+    torch.testing.assert_close(logits(again, inputs), logits(smaller, inputs), rtol=0, atol=1e-6)
+
+
+def test_the_saved_folder_needs_no_ray_nascomp(tmp_path: Path) -> None:
+    network, _ = sub_network("bert", uneven=True)
+    save_network(network, tmp_path, AUTO["bert"], use_cache=False)
+    code = (
+        "import sys; sys.modules['ray_nascomp'] = None\n"
+        "from transformers import AutoModelForSequenceClassification as Auto\n"
+        f"model = Auto.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)\n"
+        "print(sum(p.numel() for p in model.parameters()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert int(done.stdout.split()[-1]) == sum(p.numel() for p in network.parameters())
+
+
+def test_heads_of_one_number_load_plainly_where_the_config_knows_their_size(tmp_path: Path) -> None:
+    for family, is_plain in (("llama", True), ("vit", True), ("t5", True), ("bert", False)):
+        model, inputs = make(family, "sdpa")
+        build, architecture = elastic_transformer(model, widths=())
+        config = whole(architecture)
+        for values in config.values():
+            values |= {key: 1 for key in values if key != "keep"}
+        network = build(config)
+        folder = tmp_path / family
+        assert save_network(network, folder, AUTO[family], use_cache=True) is is_plain
+        loaded = load(family, folder, **({} if is_plain else {"trust_remote_code": True}))
+        torch.testing.assert_close(logits(loaded, inputs), logits(network, inputs), rtol=0, atol=1e-6)
+
+
+def test_factors_are_saved_and_strange_layers_refused(tmp_path: Path) -> None:
+    model, inputs = make("vit", "sdpa")
+    layer = model.vit.layers[0].mlp
+    layer.fc1 = nn.Sequential(nn.Linear(64, 8, bias=False), nn.Linear(8, 96))
+    assert not save_network(model, tmp_path, AUTO["vit"], use_cache=False)
+    loaded = load("vit", tmp_path, trust_remote_code=True)
+    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), rtol=0, atol=1e-6)
+    layer.fc1 = nn.Bilinear(64, 64, 96)
+    with pytest.raises(ConfigError, match=r"vit.layers.0.mlp.fc1: a Bilinear cannot be saved"):
+        save_network(model, tmp_path, AUTO["vit"], use_cache=False)
+
+
+def test_a_task_saves_its_processor_and_a_card_with_figures(tmp_path: Path) -> None:
+    import transformers
+
+    model, inputs = make("vit", "sdpa")
+    data = (inputs["pixel_values"], torch.tensor([0, 1]))
+    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    task = nc.HuggingFaceTask(model, {"train": data, "validation": data}, processor=processor).elastic()
+    config = whole(task.architecture)
+    config["vit.layers.0"]["heads"] = 1
+    task.save_pretrained(task.network(config), tmp_path, {"accuracy": 0.75, "speedup": 2.125})
+    card = (tmp_path / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card
+    assert "| speedup | 2.125 |" in card
+    assert "trust_remote_code=True" in card
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"height": 32, "width": 32}
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True)
+    torch.testing.assert_close(logits(loaded.eval(), inputs), logits(task.network(config), inputs), rtol=0, atol=1e-6)
