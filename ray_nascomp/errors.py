@@ -26,6 +26,10 @@ class UntraceableModelError(RuntimeError):
     """A model whose structure cannot be found by tracing it."""
 
 
+class TrialTimeoutError(RuntimeError):
+    """A trial that took longer than its time limit."""
+
+
 class InfeasibleError(Exception):
     """A valid plan that cannot be carried out on this model.
 

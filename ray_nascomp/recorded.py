@@ -44,6 +44,11 @@ def recorded(trainable: type[tune.Trainable], identity: Mapping[str, Any] | None
         raise ConfigError(f"trainable: {trainable!r} was given, a class derived from tune.Trainable is allowed")
 
     class Recorded(trainable):  # type: ignore[misc, valid-type]
+        identity: Mapping[str, Any] | None
+        _log: ObservationLog | None
+        _record: Record
+        _inner_iteration: int
+
         def setup(self, config: dict[str, Any], **parameters: Any) -> None:
             self._open_record(config)
             super().setup(config, **parameters)

@@ -98,13 +98,15 @@ class _Folder:
 
 
 def _whole_snapshot(folder: _Folder) -> dict[str, Any] | None:
-    """The state of Tune's trial generator, if snapshot, generator and searcher are whole and of one moment."""
+    """The state of Tune's generator of trials, if it, snapshot and searcher are whole and of one moment; else None."""
     names = [folder.newest(prefix) for prefix in ("experiment_state-", "search_gen_state-", "searcher-state-")]
-    if names[0] is None or names[1] is None:
+    if names[0] is None:
         return None
     statuses = snapshot_statuses(folder.read(names[0]).decode(errors="replace"))
     if not statuses:
         return None
+    if names[1] is None:  # Tune's own generators of trials keep none.
+        return {}
     try:
         generator = cloudpickle.loads(folder.read(names[1]))
         # Ours ends with its tail; a stranger's searcher is none of our business.

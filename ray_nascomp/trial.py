@@ -11,11 +11,14 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal
 from ray_nascomp.recorded import recorded
 from ray_nascomp.tasks.base import Task
+from ray_nascomp.time_limit import time_limited
 
 _FINISHED = {"__duplicate__": True, "done": True}
 
 
-def compression_trainable(task: Task, goal: Goal, *, epochs: int = 8) -> type[tune.Trainable]:
+def compression_trainable(
+    task: Task, goal: Goal, *, epochs: int = 8, time_limit_s: float | None = None
+) -> type[tune.Trainable]:
     """A Tune trainable that carries out configs of `compression_space(task)` on a task.
 
     A trial reports `epochs + 1` times: the compressed model before training, then after each
@@ -29,6 +32,7 @@ def compression_trainable(task: Task, goal: Goal, *, epochs: int = 8) -> type[tu
         task: The task.
         goal: What the search is after; every report's `score` is made from it.
         epochs: Epochs of fine-tuning.
+        time_limit_s: Seconds after which a trial counts as hanging and fails; see `time_limited`.
 
     Raises:
         ConfigError: If `epochs` is negative, or the goal looks at a metric that is not reported.
@@ -48,7 +52,10 @@ def compression_trainable(task: Task, goal: Goal, *, epochs: int = 8) -> type[tu
             )
     packed = pack((task, CostModel(task)))
     identity = {"task": task.fingerprint, "goal": goal.to_json(), "epochs": epochs}
-    return tune.with_parameters(recorded(CompressionTrial, identity), packed=packed, goal=goal, epochs=epochs)
+    trainable = recorded(CompressionTrial, identity)
+    if time_limit_s is not None:
+        trainable = time_limited(trainable, time_limit_s)
+    return tune.with_parameters(trainable, packed=packed, goal=goal, epochs=epochs)
 
 
 class CompressionTrial(tune.Trainable):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ import pyarrow.fs
 from ray.tune.utils import flatten_dict
 
 from ray_nascomp.errors import ConfigError
+from ray_nascomp.goals import Goal, as_float
+from ray_nascomp.observation_log import snapshot_statuses
 
 TrialStatus = Literal["completed", "stopped", "infeasible", "failed", "unfinished"]
 
@@ -67,7 +70,30 @@ def read_experiment(path: str, filesystem: pyarrow.fs.FileSystem) -> list[TrialR
                 records.append(record)
     if not records:
         raise ConfigError(f"{path} holds no trial: none of its folders has a params.json")
+    records = _without_lost(records, statuses)
     return sorted(records, key=lambda r: (r.metrics.get("timestamp", 0) - r.metrics.get("time_total_s", 0), r.trial_id))
+
+
+def judged(trial: TrialRecord, goal: Goal) -> TrialRecord:
+    """The trial, failed with a reason if it ended with a value that the goal cannot be judged by."""
+    if trial.status != "completed":
+        return trial
+    wrong = {m: trial.metrics.get(m) for m in goal.metrics if not math.isfinite(as_float(trial.metrics.get(m)))}
+    if not wrong:
+        return trial
+    reports = ", ".join(f"{metric}={value!r}" for metric, value in wrong.items())
+    return replace(trial, status="failed", error=f"the last report has {reports}: finite numbers are needed")
+
+
+def _without_lost(records: list[TrialRecord], statuses: Mapping[str, str]) -> list[TrialRecord]:
+    """Without the folders of trials that a dead driver lost, and that were run again under another name."""
+    known = {json.dumps(r.config, sort_keys=True) for r in records if _is_known(r, statuses)}
+    return [r for r in records if _is_known(r, statuses) or json.dumps(r.config, sort_keys=True) not in known]
+
+
+def _is_known(record: TrialRecord, statuses: Mapping[str, str]) -> bool:
+    # Without a report there is only the folder's name, which holds the id unless the user names folders.
+    return bool({record.trial_id, *PurePosixPath(record.path).name.split("_")} & statuses.keys())
 
 
 def _read_trial(path: str, filesystem: pyarrow.fs.FileSystem, statuses: Mapping[str, str]) -> TrialRecord | None:
@@ -114,13 +140,7 @@ def status_of(rows: Sequence[Mapping[str, Any]], tune_status: str, error: str) -
 def _tune_statuses(entries: list[pyarrow.fs.FileInfo], filesystem: pyarrow.fs.FileSystem) -> dict[str, str]:
     """Trial id -> status from Tune's newest snapshot; empty if there is none that can be read."""
     snapshots = sorted(e.path for e in entries if PurePosixPath(e.path).name.startswith("experiment_state-"))
-    state = _parse(_read(filesystem, snapshots[-1])) if snapshots else None
-    statuses = {}
-    for entry in state.get("trial_data", []) if isinstance(state, dict) else []:
-        data = _parse(entry[0]) if isinstance(entry, list) and entry else None
-        if isinstance(data, dict):
-            statuses[str(data.get("trial_id"))] = str(data.get("status"))
-    return statuses
+    return snapshot_statuses(_read(filesystem, snapshots[-1])) if snapshots else {}
 
 
 def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> str:
