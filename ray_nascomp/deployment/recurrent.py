@@ -18,9 +18,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from ray_nascomp.compression.static import weight_scales
 from ray_nascomp.deployment.editor import GraphEditor
-from ray_nascomp.deployment.stored import NodeList, stored_bits, unfold
-from ray_nascomp.nni_adapter.quantization import LayerScales
+from ray_nascomp.deployment.stored import NodeList, unfold
 
 # Torch's gates in the order in which ONNX has them: r z n -> z r n, and i f g o -> i o f g.
 _GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2), "RNN_TANH": (0,), "RNN_RELU": (0,)}
@@ -39,10 +39,9 @@ def round_recurrent(network: nn.Module, bits: Mapping[str, int]) -> None:
         layer = network.get_submodule(name)
         for parameter_name, parameter in layer.named_parameters():
             if parameter_name.startswith("weight"):
-                weight = parameter.detach().cpu().float().numpy()
-                scales = _row_scales(weight, count)
-                rounded = scales.integers(weight) * scales.weight[:, None]
-                parameter.data.copy_(torch.from_numpy(rounded))
+                scales = weight_scales(parameter, count)
+                integers = scales.integers(parameter.detach().cpu().float().numpy())
+                parameter.data.copy_(torch.from_numpy(integers * scales.weight[:, None]))
 
 
 def quantize_recurrent(proto: onnx.ModelProto, network: nn.Module, bits: Mapping[str, int]) -> onnx.ModelProto:
@@ -113,20 +112,12 @@ def _store(editor: GraphEditor, graph: onnx.GraphProto, index: int, layer: str, 
     for position in _WEIGHT_INPUTS:
         weight = numpy_helper.to_array(initializers[node.input[position]])
         rows = weight.reshape(-1, weight.shape[-1])
-        scales = _row_scales(rows, bits)
+        scales = weight_scales(torch.from_numpy(rows.copy()), bits)
         added = NodeList(f"{layer}.weight{index}_{position}", f"{layer}.unfolded{index}_{position}")
         values = unfold(added, scales.integers(rows).reshape(weight.shape), bits, onnx.TensorProto.FLOAT)
         factors = added.constant("s", scales.weight.reshape(*weight.shape[:-1], 1))
         node.input[position] = added.node("Mul", [values, factors])
         editor.before(index, added)
-
-
-def _row_scales(weight: np.ndarray, bits: int) -> LayerScales:
-    stored_bits("recurrent", bits)
-    magnitudes = np.abs(weight)
-    # The mean is what a sign stands for best (Rastegari et al. 2016, arXiv 1603.05279).
-    unit = magnitudes.mean(1) if bits == 1 else magnitudes.max(1) / (2 ** (bits - 1) - 1)
-    return LayerScales(np.maximum(unit, 1e-12).astype(np.float32), None, None, bits)
 
 
 def _with_integer_lstms(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
