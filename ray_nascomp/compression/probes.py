@@ -1,0 +1,239 @@
+"""A model with one thing compressed at a time, so that what each costs in quality can be told.
+
+Everything that probes share (which channels go, covariances, scales) is found once, on
+calibration data; after that a probe is a copy, one change and one pass over that data.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ray_nascomp.factor_shapes import max_useful_rank
+from ray_nascomp.quantizers import bits_for
+
+if TYPE_CHECKING:
+    from ray_nascomp.nni_adapter.scales import Calibration
+    from ray_nascomp.tasks.base import Task
+
+ProbeKind = Literal["sparsity", "bits", "rank"]
+_METHOD = "l1_norm"
+_SMOOTHING_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One thing to compress.
+
+    Attributes:
+        kind: "sparsity" of a group, "bits" or "rank" of a layer.
+        name: Name of the group or the layer.
+        setting: Share of units to remove, in (0, 1); bits of the weight, 2 to 8; rank as a share of
+            the largest that saves parameters, in (0, 1).
+    """
+
+    kind: ProbeKind
+    name: str
+    setting: float
+
+
+@dataclass
+class Bench:
+    """A task's model and what probes of it need.
+
+    Attributes:
+        task: The task.
+        removed: Probe of a sparsity -> units to remove.
+        ranks: Probe of a rank -> the rank.
+        covariances: Layer name -> second moments of its inputs, for ranks.
+        folded: The model with batch normalisations folded and, if it is a transformer, inputs of
+            linear layers smoothed; in floating point.
+        names: Layer name -> its name in `folded`, where that is another.
+        scales: Name in `folded` -> scales at 8 bits.
+        rounded: Name in `folded` -> the weight at 8 bits.
+    """
+
+    task: Task
+    removed: dict[Probe, list[int]] = field(default_factory=dict)
+    ranks: dict[Probe, int] = field(default_factory=dict)
+    covariances: dict[str, Tensor] = field(default_factory=dict)
+    folded: nn.Module | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    scales: Calibration = field(default_factory=dict)
+    rounded: dict[str, Tensor] = field(default_factory=dict)
+
+
+def possible_probes(
+    task: Task, sparsities: Iterable[float], bits: Iterable[int], ranks: Iterable[float]
+) -> list[Probe]:
+    """All probes of a model that change it: a group keeps a unit, a rank saves parameters."""
+    spec = task.spec
+    probes = [
+        Probe("sparsity", group.name, share)
+        for group in spec.prunable_groups
+        for share in sparsities
+        if 0 < _units_to_remove(share, group.width) < group.width
+    ]
+    for layer in spec.quantizable_layers:
+        if layer.kind != "recurrent":
+            offered = dict.fromkeys(bits_for(layer.kind, value) for value in bits)
+            probes += [Probe("bits", layer.name, value) for value in offered]
+    for layer in spec.layers:
+        if layer.factorisable and max_useful_rank(layer.weight_shape, layer.kind):
+            probes += [Probe("rank", layer.name, share) for share in ranks]
+    return probes
+
+
+def make_bench(task: Task, probes: Iterable[Probe]) -> Bench:
+    """Finds what the probes need.
+
+    Args:
+        task: The task; its model stays as it is.
+        probes: Of `possible_probes`.
+    """
+    bench = Bench(task)
+    by_kind: dict[str, list[Probe]] = {"sparsity": [], "bits": [], "rank": []}
+    for probe in probes:
+        by_kind[probe.kind].append(probe)
+    _choose_units(bench, by_kind["sparsity"])
+    _quantize(bench, by_kind["bits"])
+    if by_kind["rank"]:
+        from ray_nascomp.compression.low_rank import input_covariances
+
+        layers = {layer.name: layer for layer in task.spec.layers}
+        for probe in by_kind["rank"]:
+            largest = max_useful_rank(layers[probe.name].weight_shape, layers[probe.name].kind)
+            bench.ranks[probe] = min(largest, max(1, round(probe.setting * largest)))
+        names = dict.fromkeys(probe.name for probe in by_kind["rank"])
+        bench.covariances = input_covariances(task.network({}), names, task.calibration_batches())
+    return bench
+
+
+def loss_of(bench: Bench, probe: Probe | None) -> float:
+    """The mean loss on calibration data; infinite where it is not finite.
+
+    Args:
+        bench: Made for this probe, among others.
+        probe: The one change; None for the model as it is.
+    """
+    from ray_nascomp.compression.batch_norm import reestimate_batch_norm
+
+    task = bench.task
+    if probe is None:
+        return _mean_loss(task, task.network({}))
+    if probe.kind == "bits":
+        return _mean_loss(task, _with_bits(bench, probe))
+    network = task.network({})
+    if probe.kind == "sparsity":
+        _remove(network, task, probe.name, bench.removed[probe])
+    else:
+        from ray_nascomp.compression.low_rank import factorise
+
+        factorise(network, {probe.name: bench.ranks[probe]}, bench.covariances)
+    reestimate_batch_norm(network, task.calibration_batches())
+    return _mean_loss(task, network)
+
+
+def _mean_loss(task: Task, network: nn.Module) -> float:
+    predict = task.predict(network)
+    total, count = 0.0, 0
+    for inputs, targets in task.calibration_batches():
+        total += float(task.loss(predict(inputs), targets)) * len(targets)
+        count += len(targets)
+    return total / count if math.isfinite(total) else math.inf
+
+
+def _units_to_remove(share: float, width: int) -> int:
+    return math.floor(share * width + 0.5 + 1e-9)
+
+
+def _choose_units(bench: Bench, probes: list[Probe]) -> None:
+    """Groups do not influence each other's choice, so one call tells that of all of them."""
+    if not probes:
+        return
+    from ray_nascomp.nni_adapter.pruning import channels_to_remove
+
+    task = bench.task
+    groups = {group.name: group for group in task.spec.prunable_groups}
+    network = task.network({})
+    for share in dict.fromkeys(probe.setting for probe in probes):
+        names = [probe.name for probe in probes if probe.setting == share]
+        counts = {name: (groups[name], _units_to_remove(share, groups[name].width)) for name in names}
+        for name, units in channels_to_remove(network, task, _METHOD, counts, 0, task.spec).items():
+            bench.removed[Probe("sparsity", name, share)] = units
+
+
+def _remove(network: nn.Module, task: Task, name: str, units: list[int]) -> None:
+    from ray_nascomp.compression.attention import find_attentions, remove_heads
+    from ray_nascomp.compression.graph import remove_channels
+
+    group = next(group for group in task.spec.groups if group.name == name)
+    if group.is_heads:
+        attention = next(found for found in find_attentions(network) if found.name == name)
+        remove_heads(network, attention, units)
+    else:
+        remove_channels(network, task.example_inputs, {group.layers[0]: units})
+
+
+def _quantize(bench: Bench, probes: list[Probe]) -> None:
+    """Folds, smooths, and finds what 8 bits look like; fewer bits follow from the weights alone."""
+    if not probes:
+        return
+    from ray_nascomp.compression.attention import find_attentions
+    from ray_nascomp.compression.fold import fold_batch_norm
+    from ray_nascomp.compression.smooth import ALPHAS, smooth
+    from ray_nascomp.compression.static import calibrate_linear
+    from ray_nascomp.nni_adapter.quantization import QuantizationSession
+
+    task = bench.task
+    network = task.network({}).cpu().eval()
+    fold_batch_norm(network, task.example_inputs)
+    eight = list(dict.fromkeys(probe.name for probe in probes if probe.setting == 8))
+    linear = [name for name in eight if type(network.get_submodule(name)) is nn.Linear]
+    batches = [inputs for (inputs, _), _ in zip(task.calibration_batches(), range(_SMOOTHING_BATCHES), strict=False)]
+    if linear and find_attentions(network):
+        bench.names = smooth(network, linear, batches, ALPHAS)
+    bench.folded = network
+    if not eight:
+        return
+    rounded = copy.deepcopy(network)
+    known = calibrate_linear(rounded, bench.names.values(), batches)
+    bits = {bench.names.get(name, name): 8 for name in eight}
+    session = QuantizationSession(rounded, task, bits, (), start=known)
+    bench.scales = session.calibration()
+    session.close()
+    for name, scales in bench.scales.items():
+        bench.rounded[name] = _rounded(rounded.get_submodule(name), scales)
+
+
+def _rounded(module: nn.Module, scales: Any) -> Tensor:
+    weight: Any = module.weight
+    integers = torch.from_numpy(scales.integers(weight.detach().numpy())).float()
+    return integers * torch.from_numpy(scales.weight).reshape(-1, *[1] * (integers.dim() - 1))
+
+
+def _with_bits(bench: Bench, probe: Probe) -> nn.Module:
+    from ray_nascomp.compression.rounding import channel_scales, round_affine
+    from ray_nascomp.nni_adapter.scales import LayerScales
+
+    network = copy.deepcopy(bench.folded)
+    assert network is not None
+    name = bench.names.get(probe.name, probe.name)
+    module: Any = network.get_submodule(name)
+    if probe.setting == 8:
+        scales = bench.scales[name]
+        module.weight.data.copy_(bench.rounded[name])
+        if scales.input is not None:
+            scale, zero = scales.input.scale, scales.input.zero_point
+            module.register_forward_pre_hook(lambda _, inputs: (round_affine(inputs[0], scale, zero), *inputs[1:]))
+        return network
+    limit = 2 ** (int(probe.setting) - 1) - 1
+    rows = channel_scales(module.weight.detach(), limit)
+    module.weight.data.copy_(_rounded(module, LayerScales(rows.numpy(), None, None, int(probe.setting))))
+    return network
