@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ray_nascomp.space import bits, rank, sparsity, when
     from ray_nascomp.tasks import Task
     from ray_nascomp.tasks.huggingface import HuggingFaceTask
+    from ray_nascomp.time_limit import time_limited
     from ray_nascomp.trial import compression_trainable
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ _EXPORTS = {
     "recorded": "recorded",
     "restore": "restoring",
     "sparsity": "space",
+    "time_limited": "time_limit",
     "when": "space",
 }
 
@@ -75,6 +77,7 @@ __all__ = [
     "recorded",
     "restore",
     "sparsity",
+    "time_limited",
     "when",
 ]
 

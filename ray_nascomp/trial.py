@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
@@ -13,11 +14,19 @@ from ray_nascomp.recorded import recorded
 from ray_nascomp.tasks.base import Task
 from ray_nascomp.time_limit import time_limited
 
+if TYPE_CHECKING:
+    from ray_nascomp.deployment.elsewhere import Timer
+
 _FINISHED = {"__duplicate__": True, "done": True}
 
 
 def compression_trainable(
-    task: Task, goal: Goal, *, epochs: int = 8, time_limit_s: float | None = None
+    task: Task,
+    goal: Goal,
+    *,
+    epochs: int = 8,
+    time_limit_s: float | None = None,
+    latency_resources: Mapping[str, float] | None = None,
 ) -> type[tune.Trainable]:
     """A Tune trainable that carries out configs of `compression_space(task)` on a task.
 
@@ -33,12 +42,15 @@ def compression_trainable(
         goal: What the search is after; every report's `score` is made from it.
         epochs: Epochs of fine-tuning.
         time_limit_s: Seconds after which a trial counts as hanging and fails; see `time_limited`.
+        latency_resources: Custom resources of the nodes on which latency is measured, such as
+            `{"edge": 1}`; a measurement takes them while it runs. The trial's own node if absent.
 
     Raises:
         ConfigError: If `epochs` is negative, or the goal looks at a metric that is not reported.
         UntraceableModelError: If the task's model cannot be traced.
     """
     from ray_nascomp.costs import CostModel
+    from ray_nascomp.deployment.elsewhere import timer_elsewhere
     from ray_nascomp.pipeline.report import reported_metrics
     from ray_nascomp.tasks.transport import pack
 
@@ -55,26 +67,38 @@ def compression_trainable(
     trainable = recorded(CompressionTrial, identity)
     if time_limit_s is not None:
         trainable = time_limited(trainable, time_limit_s)
-    return tune.with_parameters(trainable, packed=packed, goal=goal, epochs=epochs)
+    timer = timer_elsewhere(latency_resources) if latency_resources is not None else None
+    return tune.with_parameters(trainable, packed=packed, goal=goal, epochs=epochs, timer=timer)
 
 
 class CompressionTrial(tune.Trainable):
     """One trial: see `compression_trainable`, which makes it."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], packed: Any, goal: Goal, epochs: int
+        self, config: dict[str, Any], packed: Any, goal: Goal, epochs: int, timer: Timer | None
     ) -> None:
         """Unpacks the task, once in a worker's life, and checks the config."""
         import torch
 
+        from ray_nascomp.pipeline.measure import time_with
         from ray_nascomp.tasks.transport import unpack
 
         threads = int(self.trial_resources.required_resources.get("CPU", 1)) if self.trial_resources else 1
         torch.set_num_threads(max(1, threads))
         self._task, self._costs = unpack(packed)
+        if timer is not None:
+            time_with(self._task, timer)
+        if self._has_gpu():
+            self._task.model.to("cuda")
         self._goal = goal
         self._epochs = epochs
         self._start(config)
+
+    def _has_gpu(self) -> bool:
+        import torch
+
+        wanted = self.trial_resources.required_resources.get("GPU", 0) if self.trial_resources else 0
+        return wanted > 0 and torch.cuda.is_available()
 
     def step(self) -> dict[str, Any]:
         """Takes the next step; after the last one says that the trial is done."""

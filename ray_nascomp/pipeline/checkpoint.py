@@ -156,7 +156,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensor
     parameters = dict(network.named_parameters())
     for key, value in tensors.items():
         entry, name = key.split(".", 1)
-        optimizer.state[parameters[name]][entry] = value
+        # AdamW counts its steps on the CPU wherever the weights lie.
+        device = "cpu" if entry == "step" else parameters[name].device
+        optimizer.state[parameters[name]][entry] = value.to(device)
 
 
 def _scale_facts(scales: LayerScales) -> dict[str, Any]:

@@ -94,19 +94,26 @@ class Trainer:
                 optimizer.step()
                 with torch.no_grad():
                     for name, mask in self.masks.items():
-                        weights[name].mul_(mask)
+                        weights[name].mul_(mask.to(weights[name].device))
         self._indices = None
 
     def loss(self, batch: Batch, network: nn.Module) -> Tensor:
         """The task's loss, mixed with the distillation loss."""
         inputs, targets = to_device(batch, network)
-        outputs = call(network, inputs)
-        loss = self._task.loss(outputs, targets)
+        with _mixed_precision(targets.device):
+            outputs = call(network, inputs)
+            loss = self._task.loss(outputs, targets)
         if self._teacher is None:
             return loss
         teacher = self._teacher.outputs(inputs, self._indices).to(outputs.device)
         distill = self._stage.distill
-        return (1 - distill.weight) * loss + distill.weight * distillation_loss(outputs, teacher, distill)
+        return (1 - distill.weight) * loss + distill.weight * distillation_loss(outputs.float(), teacher, distill)
+
+
+def _mixed_precision(device: torch.device) -> torch.autocast:
+    """Sums in bfloat16 on a GPU that has it: its range is float32's, so no loss has to be scaled."""
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_it)
 
 
 def distillation_loss(outputs: Tensor, teacher: Tensor, distill: DistillStage) -> Tensor:
