@@ -19,7 +19,7 @@ from ray_nascomp.factor_shapes import max_useful_rank
 from ray_nascomp.quantizers import bits_for
 
 if TYPE_CHECKING:
-    from ray_nascomp.nni_adapter.scales import Calibration
+    from ray_nascomp.nni_adapter.scales import Calibration, LayerScales
     from ray_nascomp.tasks.base import Task
 
 ProbeKind = Literal["sparsity", "bits", "rank"]
@@ -34,7 +34,7 @@ class Probe:
     Attributes:
         kind: "sparsity" of a group, "bits" or "rank" of a layer.
         name: Name of the group or the layer.
-        setting: Share of units to remove, in (0, 1); bits of the weight, 2 to 8; rank as a share of
+        setting: Share of units to remove, in (0, 1); bits of the weight, 1 to 8; rank as a share of
             the largest that saves parameters, in (0, 1).
     """
 
@@ -81,9 +81,8 @@ def possible_probes(
         if 0 < _units_to_remove(share, group.width) < group.width
     ]
     for layer in spec.quantizable_layers:
-        if layer.kind != "recurrent":
-            offered = dict.fromkeys(bits_for(layer.kind, value) for value in bits)
-            probes += [Probe("bits", layer.name, value) for value in offered]
+        offered = dict.fromkeys(bits_for(layer.kind, value) for value in bits)
+        probes += [Probe("bits", layer.name, value) for value in offered]
     for layer in spec.layers:
         if layer.factorisable and max_useful_rank(layer.weight_shape, layer.kind):
             probes += [Probe("rank", layer.name, share) for share in ranks]
@@ -194,7 +193,8 @@ def _quantize(bench: Bench, probes: list[Probe]) -> None:
     task = bench.task
     network = task.network({}).cpu().eval()
     fold_batch_norm(network, task.example_inputs)
-    eight = list(dict.fromkeys(probe.name for probe in probes if probe.setting == 8))
+    quantized = dict.fromkeys(probe.name for probe in probes if probe.setting == 8)
+    eight = [name for name in quantized if not isinstance(network.get_submodule(name), nn.RNNBase)]
     linear = [name for name in eight if type(network.get_submodule(name)) is nn.Linear]
     batches = [inputs for (inputs, _), _ in zip(task.calibration_batches(), range(_SMOOTHING_BATCHES), strict=False)]
     if linear and find_attentions(network):
@@ -209,31 +209,41 @@ def _quantize(bench: Bench, probes: list[Probe]) -> None:
     bench.scales = session.calibration()
     session.close()
     for name, scales in bench.scales.items():
-        bench.rounded[name] = _rounded(rounded.get_submodule(name), scales)
+        weight: Any = rounded.get_submodule(name).weight
+        bench.rounded[name] = _rounded(weight, scales)
 
 
-def _rounded(module: nn.Module, scales: Any) -> Tensor:
-    weight: Any = module.weight
+def _rounded(weight: Tensor, scales: LayerScales) -> Tensor:
     integers = torch.from_numpy(scales.integers(weight.detach().numpy())).float()
     return integers * torch.from_numpy(scales.weight).reshape(-1, *[1] * (integers.dim() - 1))
 
 
 def _with_bits(bench: Bench, probe: Probe) -> nn.Module:
-    from ray_nascomp.compression.rounding import channel_scales, round_affine
-    from ray_nascomp.nni_adapter.scales import LayerScales
+    from ray_nascomp.compression.rounding import round_affine
 
     network = copy.deepcopy(bench.folded)
     assert network is not None
     name = bench.names.get(probe.name, probe.name)
     module: Any = network.get_submodule(name)
-    if probe.setting == 8:
-        scales = bench.scales[name]
+    if probe.setting == 8 and name in bench.scales:
         module.weight.data.copy_(bench.rounded[name])
-        if scales.input is not None:
-            scale, zero = scales.input.scale, scales.input.zero_point
+        observed = bench.scales[name].input
+        if observed is not None:
+            scale, zero = observed.scale, observed.zero_point
             module.register_forward_pre_hook(lambda _, inputs: (round_affine(inputs[0], scale, zero), *inputs[1:]))
         return network
-    limit = 2 ** (int(probe.setting) - 1) - 1
-    rows = channel_scales(module.weight.detach(), limit)
-    module.weight.data.copy_(_rounded(module, LayerScales(rows.numpy(), None, None, int(probe.setting))))
+    for parameter_name, parameter in module.named_parameters():
+        if parameter_name.startswith("weight"):
+            parameter.data.copy_(_rounded(parameter, _weight_scales(parameter, int(probe.setting))))
     return network
+
+
+def _weight_scales(weight: Tensor, bits: int) -> LayerScales:
+    """Scales of a weight that is stored in few bits and computed with in floating point."""
+    from ray_nascomp.compression.rounding import channel_scales
+    from ray_nascomp.nni_adapter.scales import LayerScales
+
+    rows = weight.detach().flatten(1)
+    # One bit holds signs, which stand for the mean magnitude.
+    scales = rows.abs().mean(1) if bits == 1 else channel_scales(rows, 2 ** (bits - 1) - 1)
+    return LayerScales(scales.numpy(), None, None, bits)

@@ -103,7 +103,7 @@ def measure_sensitivity(
     Args:
         task: The task.
         sparsities: Shares of a group's units to remove, in (0, 1).
-        bits: Bits of a layer's weight, 2 to 8.
+        bits: Bits of a layer's weight, 1 to 8.
         ranks: Ranks as shares of the largest that saves parameters, in (0, 1).
         folder: Where the table is kept for the next time; nowhere if absent.
 
@@ -112,7 +112,7 @@ def measure_sensitivity(
         UntraceableModelError: If the model cannot be traced.
     """
     _check("sparsities", sparsities, 0, 1, "between 0 and 1")
-    _check("bits", bits, 1, 9, "whole, 2 to 8")
+    _check("bits", bits, 0, 9, "that are whole, 1 to 8,")
     _check("ranks", ranks, 0, 1, "between 0 and 1")
     loss = loss_of(Bench(task), None)
     probes = possible_probes(task, sparsities, bits, ranks)

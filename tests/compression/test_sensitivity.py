@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_is_hopeless(task):
     assert set(table.measured.values()) == {HOPELESS}
 
 
-@pytest.mark.parametrize(("key", "value"), [("sparsities", 1.0), ("bits", 1), ("bits", 9), ("bits", 4.5), ("ranks", 0)])
+@pytest.mark.parametrize(("key", "value"), [("sparsities", 1.0), ("bits", 0), ("bits", 9), ("bits", 4.5), ("ranks", 0)])
 def test_settings_out_of_range_are_refused(task, key, value):
     with pytest.raises(ConfigError, match=key):
         measure_sensitivity(task, **{key: (value,)})
