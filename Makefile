@@ -8,9 +8,11 @@ INSTALLED := $(VENV)/.installed
 # mypy and import-linter do not follow package-dir in an editable install,
 # so they look at a copy that is installed here, from here.
 LINTED := $(CURDIR)/build/linted
+# The same for mkdocstrings.
+DOCUMENTED := $(CURDIR)/build/documented
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format check dist clean
+.PHONY: help install demo test lint format check docs notebooks dist clean
 
 help:
 	@echo "make demo    search a small network's compression, and show the front"
@@ -18,6 +20,8 @@ help:
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  ruff's formatter and its safe fixes"
 	@echo "make check   lint and test"
+	@echo "make docs    the site, into build/site; strict"
+	@echo "make notebooks  runs the notebooks"
 	@echo "make dist    sdist and wheel, checked"
 	@echo "make clean   remove all that make made"
 
@@ -48,6 +52,16 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 check: lint test
+
+docs: $(INSTALLED)
+	$(PIP) --editable ".[docs]"
+	rm -rf build/lib build/documented build/site
+	$(PIP) --no-deps --no-build-isolation --target $(DOCUMENTED) .
+	cd docs && $(BIN)/mkdocs build --strict --config-file $(CURDIR)/mkdocs.yml --site-dir $(CURDIR)/build/site
+
+notebooks: $(INSTALLED)
+	$(PIP) --editable ".[docs,demo]"
+	$(BIN)/python notebooks/run.py
 
 dist: $(INSTALLED)
 	$(PIP) --editable ".[release]"

@@ -14,7 +14,7 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Constraint, Goal
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.pareto import front_indices, knee_index, normalised_hypervolume
-from ray_nascomp.results.loading import TrialRecord, read_experiment, status_of
+from ray_nascomp.results.loading import TrialRecord, judged, read_experiment, status_of
 from ray_nascomp.results.selected import SelectedModel, layers_of
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Results:
             self._filesystem, self.path = source.filesystem, source.experiment_path
             self.trials = _from_grid(source)
         self.goal = goal or _recorded_goal(self.trials)
+        self.trials = [judged(trial, self.goal) for trial in self.trials]
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -160,7 +161,15 @@ class Results:
         ]
 
     def compare(self, other: Results) -> pd.DataFrame:
-        """Puts this search and another side by side: trials, front, hypervolume in one common box.
+        """Puts this search and another side by side.
+
+        Args:
+            other: A search with the same objectives; constraints may differ.
+
+        Returns:
+            Rows "this" and "other" with path, trials, completed, front (its size), hypervolume (in
+            one box that spans both), dominated (share of the front that the other's front
+            dominates) and, by metric, the best value of each objective.
 
         Raises:
             ConfigError: If the other has other objectives.
@@ -174,6 +183,7 @@ class Results:
             volume = 0.0
             if len(losses):
                 volume = normalised_hypervolume(losses, every.min(axis=0), self._nadir(every, {}))
+            rival = other if results is self else self
             rows.append(
                 {
                     "path": results.path,
@@ -181,6 +191,8 @@ class Results:
                     "completed": sum(trial.status == "completed" for trial in results.trials),
                     "front": len(results.front()),
                     "hypervolume": volume,
+                    "dominated": _share_dominated(results, rival),
+                    **results._best_values(),
                 }
             )
         return pd.DataFrame(rows, index=["this", "other"])
@@ -268,6 +280,11 @@ class Results:
         ]
         return np.array(rows, dtype=float).reshape(len(rows), len(self.goal.objectives))
 
+    def _best_values(self) -> dict[str, float]:
+        losses = self._feasible_losses()
+        best = losses.min(axis=0) if len(losses) else np.full(len(self.goal.objectives), np.nan)
+        return {o.metric: float(loss) * o.sign for o, loss in zip(self.goal.objectives, best, strict=True)}
+
     def _nadir(self, losses: np.ndarray, reference: Mapping[str, float]) -> np.ndarray:
         worst = losses.max(axis=0)
         for index, objective in enumerate(self.goal.objectives):
@@ -329,6 +346,15 @@ def _record_of(result: Any) -> TrialRecord:
     return TrialRecord(
         str(metrics.get("trial_id", "")), result.config or {}, rows, status, error, result.path, checkpoint
     )
+
+
+def _share_dominated(results: Results, rival: Results) -> float:
+    """Share of a front that a rival's front dominates; NaN where there is no front."""
+    front, rivals = results.front(), rival.front()
+    if not front:
+        return float("nan")
+    beaten = [any(results.goal.dominates(r.metrics, trial.metrics) for r in rivals) for trial in front]
+    return sum(beaten) / len(beaten)
 
 
 def _recorded_goal(trials: list[TrialRecord]) -> Goal:

@@ -106,6 +106,9 @@ def test_a_search_compares_with_another_in_one_box(folder, tmp_path_factory):
     table = nc.Results(folder).compare(nc.Results(other))
     assert table.loc["this", "hypervolume"] == pytest.approx(0.75)
     assert table.loc["other", "hypervolume"] == pytest.approx(0.25)
+    assert table["dominated"].tolist() == [0, 1]
+    assert table["accuracy"].tolist() == [0.9, 0.8]
+    assert table["cost"].tolist() == [1.0, 2.0]
 
 
 def test_the_report_is_one_safe_file(folder):
