@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from nni.compression import pruning
+from nni.compression import TorchEvaluator, pruning
 from torch import Tensor, nn
 
 from ray_nascomp.errors import ConfigError
@@ -67,13 +67,8 @@ def scheduled_pruning(
     check_method(method, CHANNEL_METHODS)
     wanted = {name: (group, count) for name, (group, count) in groups.items() if count}
     spec = spec or ModelSpec.from_model(model, task.example_inputs)
-    config: list[dict[str, Any]] = []
-    followers: list[dict[str, Any]] = []
-    for group, count in wanted.values():
-        config += group_entries(model, group, count, method, spec)
-        followers += follower_entries(group, method, spec)
-    _check_layers(config)
-    masks, state = _train(model, task, method, schedule, config + followers, train, steps, optimizer, training_step)
+    config = schedule_entries(model, wanted, method, spec)
+    masks, state = _train(model, task, method, schedule, config, train, steps, optimizer, training_step)
     return read_removed(masks, wanted, method, spec), state
 
 
@@ -125,27 +120,53 @@ def _train(
     optimizer: OptimizerSettings,
     training_step: TrainingStep | None,
 ) -> tuple[Masks, dict[str, Tensor]]:
-    if schedule not in SCHEDULES:
-        raise ConfigError.unknown("prune.schedule", schedule, SCHEDULES)
-    reason = schedule_refusal(method, schedule)
-    if reason is not None:
-        raise ConfigError(f"prune.schedule: {schedule!r} was given with method {method!r}; {reason}")
     model = copy.deepcopy(model)
     if not config:
         return {}, model.state_dict()
     evaluator = make_evaluator(model, task, train, optimizer, training_step)
-    if method in ("movement", "movement_level"):
-        pruner = make_pruner(method, model, config, evaluator, steps)
-    else:
-        updates = min(_MAX_UPDATES, steps)
-        interval = steps // updates
-        inner = make_pruner(method, model, config, evaluator, interval)
-        pruner = _SCHEDULED[schedule](inner, interval_steps=interval, total_times=updates)
+    pruner, inner = make_scheduled(method, schedule, model, config, evaluator, steps)
     _, masks = pruner.compress(steps, None)
     pruner.unwrap_model()
     if method == "slim":
         _merge_factors(model, inner)
     return masks, model.state_dict()
+
+
+def schedule_entries(model: nn.Module, groups: GroupCounts, method: str, spec: ModelSpec) -> list[dict[str, Any]]:
+    """NNI's config for groups that are masked while the network trains.
+
+    Raises:
+        ConfigError: For a layer of which rows and columns are both to be pruned.
+    """
+    config: list[dict[str, Any]] = []
+    followers: list[dict[str, Any]] = []
+    for group, count in groups.values():
+        config += group_entries(model, group, count, method, spec)
+        followers += follower_entries(group, method, spec)
+    _check_layers(config)
+    return config + followers
+
+
+def make_scheduled(
+    method: str, schedule: str, model: nn.Module, config: list[dict[str, Any]], evaluator: TorchEvaluator, steps: int
+) -> tuple[Any, Any]:
+    """NNI's pruner with a schedule, and the pruner of the method in it, which may be the same.
+
+    Raises:
+        ConfigError: For an unknown schedule, or one that the method cannot follow.
+    """
+    if schedule not in SCHEDULES:
+        raise ConfigError.unknown("prune.schedule", schedule, SCHEDULES)
+    reason = schedule_refusal(method, schedule)
+    if reason is not None:
+        raise ConfigError(f"prune.schedule: {schedule!r} was given with method {method!r}; {reason}")
+    if method in ("movement", "movement_level"):
+        pruner = make_pruner(method, model, config, evaluator, steps)
+        return pruner, pruner
+    updates = min(_MAX_UPDATES, steps)
+    interval = steps // updates
+    inner = make_pruner(method, model, config, evaluator, interval)
+    return _SCHEDULED[schedule](inner, interval_steps=interval, total_times=updates), inner
 
 
 def _merge_factors(model: nn.Module, pruner: pruning.SlimPruner) -> None:
