@@ -219,6 +219,7 @@ def _attention(model: nn.Module, name: str, module: nn.Module) -> Attention | No
         return None
     bias = f"{name}.relative_attention_bias"
     owned = {layer.removeprefix(f"{name}.") for layer in layers}
+    owned |= {f"{layer}.{child}" for layer in owned for child, _ in _submodule_children(module, layer)}
     has_bias = getattr(module, "has_relative_attention_bias", False)
     for parameter_name, parameter in module.named_parameters():
         owner = parameter_name.rpartition(".")[0]
@@ -228,6 +229,8 @@ def _attention(model: nn.Module, name: str, module: nn.Module) -> Attention | No
             and parameter.numel() != head_dim
         ):
             return None
+    query, key, value = (_factor(model, layer, -1) for layer in (query, key, value))
+    output = _factor(model, output, 0)
     return Attention(name, heads, kv_heads, head_dim, query, key, value, output, bias if has_bias else None)
 
 
@@ -242,6 +245,17 @@ def _projections(model: nn.Module, name: str, module: nn.Module) -> tuple[str, s
         if all(_is_linear(_submodule(model, path)) for path in paths):
             return paths[0], paths[1], paths[2], paths[3]
     return None
+
+
+def _submodule_children(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
+    found = _submodule(module, path)
+    return list(found.named_children()) if found is not None else []
+
+
+def _factor(model: nn.Module, name: str, index: int) -> str:
+    """The name of a low-rank layer's first or last factor; a whole layer's own name."""
+    layer = model.get_submodule(name)
+    return f"{name}.{index % len(layer)}" if isinstance(layer, nn.Sequential) else name
 
 
 def _uses_attention_interface(module: nn.Module) -> bool:
@@ -270,10 +284,14 @@ def _is_conv1d(module: nn.Module | None) -> bool:
 
 
 def _is_linear(module: nn.Module | None) -> bool:
+    if isinstance(module, nn.Sequential):  # A low-rank layer.
+        return len(module) > 0 and all(type(factor) is nn.Linear for factor in module)
     return type(module) is nn.Linear or _is_conv1d(module)
 
 
 def _features(layer: Any, inputs: bool) -> int:
+    if isinstance(layer, nn.Sequential):
+        layer = layer[0 if inputs else -1]
     return int(layer.weight.shape[1 if inputs != _is_conv1d(layer) else 0])
 
 

@@ -49,7 +49,7 @@ class Factorised(nn.Sequential):
 
     def __init__(self, original: nn.Module, factors: Iterable[nn.Module]) -> None:
         super().__init__(*factors)
-        for name in ("stride", "padding", "dilation", "kernel_size", "padding_mode", "groups", "padding_idx"):
+        for name in ("stride", "padding", "dilation", "kernel_size", "padding_mode", "groups", "padding_idx", "num_embeddings"):
             if hasattr(original, name):
                 setattr(self, name, getattr(original, name))
         self.train(original.training)

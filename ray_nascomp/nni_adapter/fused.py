@@ -7,8 +7,9 @@ training, so that masks, scales and weights adapt to one another.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from nni.compression import distillation
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.nni_adapter.distillation import layer_outputs, relative_entries
+from ray_nascomp.nni_adapter.embeddings import RoundedEmbeddings
 from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, make_evaluator
 from ray_nascomp.nni_adapter.pruning_targets import GroupCounts, read_removed
 from ray_nascomp.nni_adapter.quantization import QUANTIZERS, QuantizationSession, quantizer_entries, read_calibration
-from ray_nascomp.nni_adapter.scales import Calibration
+from ray_nascomp.nni_adapter.scales import Calibration, LayerScales
 from ray_nascomp.nni_adapter.scheduled import OptimizerSettings, make_scheduled, schedule_entries
 from ray_nascomp.pruners import CHANNEL_METHODS, check_method
 from ray_nascomp.tasks.base import Task
@@ -63,7 +65,8 @@ def fused_compression(
             teacher's.
         task: The task.
         groups: Name -> the group of channels and the number of them to remove, at least one with any.
-        bits: Names of layers -> bits of their weight.
+        bits: Names of layers and embeddings -> bits of their weight; recurrent layers are passed over,
+            since NNI has no quantizer for them.
         train: The training: (model, optimizer, step) -> None, called once.
         steps: Over how many of its steps sparsity grows.
         optimizer: Class and arguments of the optimizer.
@@ -72,7 +75,7 @@ def fused_compression(
         schedule: One of `SCHEDULES`.
         quantize_method: A method of `QUANTIZER_BITS` that trains.
         distill_weight: Share of the layer-wise distillation (NNI's dynamic one, each layer with its
-            namesake) in the loss, in [0, 1].
+            namesake) in the loss, in [0, 1]; 0 distills nothing.
 
     Returns:
         What to remove, the trained weights, and the scales of what is left.
@@ -91,29 +94,42 @@ def fused_compression(
     wanted = {name: (group, count) for name, (group, count) in groups.items() if count}
     spec = ModelSpec.from_model(model, task.example_inputs)
     model, teacher = copy.deepcopy(model), copy.deepcopy(model).eval()
+    bits = {name: value for name, value in bits.items() if not isinstance(model.get_submodule(name), nn.RNNBase)}
     observing = QuantizationSession(model, task, bits, ())
     observed = observing.calibration()
     observing.close()
+    rows = {name: value for name, value in bits.items() if isinstance(model.get_submodule(name), nn.Embedding)}
+    layers = {name: value for name, value in bits.items() if name not in rows}
+    embeddings = RoundedEmbeddings(model, rows)
     evaluator = make_evaluator(model, task, train, optimizer, training_step)
     config = schedule_entries(model, wanted, prune_method, spec)
     pruner, _ = make_scheduled(prune_method, schedule, model, config, evaluator, steps)
-    distiller = distillation.DynamicLayerwiseDistiller.from_compressor(
-        pruner,
-        relative_entries({name: [name] for name in bits}, layer_outputs(teacher, task, bits, ()), distill_weight),
-        teacher_model=teacher,
-        teacher_predict=lambda batch, wrapped: call(wrapped, batch[0]),
-        origin_loss_lambda=1 - distill_weight,
-    )
-    entries = quantizer_entries(bits, (), quantize_method, observed)
-    quantizer = QUANTIZERS[quantize_method].from_compressor(distiller, entries)
-    quantizer.start(observed, is_fresh=True)
+    previous = pruner if not distill_weight else _distiller(pruner, teacher, task, layers, distill_weight)
+    entries = quantizer_entries(layers, (), quantize_method, observed)
+    quantizer = QUANTIZERS[quantize_method].from_compressor(previous, entries)
+    quantizer.start(observed, layers)
     quantizer.compress(steps, None)
     removed = read_removed(pruner.get_masks(), wanted, prune_method, spec)
-    calibration = read_calibration(quantizer, bits)
+    calibration = {
+        **{name: LayerScales(scale, None, None, rows[name]) for name, scale in embeddings.scales().items()},
+        **read_calibration(quantizer, layers),
+    }
     quantizer.finish()
     quantizer.unwrap_model()
+    embeddings.close()
     for name, (group, _) in wanted.items():
         for layer in set(group.layers) & set(calibration):
             rows = np.delete(calibration[layer].weight, removed[name])
             calibration[layer] = replace(calibration[layer], weight=rows)
     return FusedResult(removed, model.state_dict(), calibration)
+
+
+def _distiller(pruner: Any, teacher: nn.Module, task: Task, layers: Collection[str], weight: float) -> Any:
+    outputs = layer_outputs(teacher, task, layers, ())
+    return distillation.DynamicLayerwiseDistiller.from_compressor(
+        pruner,
+        relative_entries({name: [name] for name in outputs}, outputs, weight),
+        teacher_model=teacher,
+        teacher_predict=lambda batch, wrapped: call(wrapped, batch[0]),
+        origin_loss_lambda=1 - weight,
+    )

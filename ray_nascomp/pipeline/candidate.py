@@ -11,12 +11,15 @@ import numpy as np
 from torch import Tensor, nn
 
 from ray_nascomp import registry
-from ray_nascomp.compression.attention import Attention, find_attentions, remove_heads
+from ray_nascomp.compression.attention import find_attentions, remove_heads
+from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.compression.graph import remove_channels
 from ray_nascomp.compression.low_rank import factorise, input_covariances
 from ray_nascomp.costs import CostModel
 from ray_nascomp.model_spec import GroupSpec, ModelSpec
+from ray_nascomp.nni_adapter.fused import fused_compression
 from ray_nascomp.nni_adapter.pruning import channels_to_remove, weight_masks
+from ray_nascomp.nni_adapter.scales import Calibration
 from ray_nascomp.nni_adapter.scheduled import scheduled_pruning, scheduled_weight_masks
 from ray_nascomp.pipeline.training import Trainer
 from ray_nascomp.plan import CompressionPlan
@@ -36,9 +39,10 @@ class Candidate:
         removed: Group name -> indices of the removed units.
         masks: Layer name -> mask of single weights that are zero and stay so.
         factors: Layer name -> names of the layers that it has become.
-        attentions: The architecture's attentions by name.
-        smoothed: Name of each linear layer that was smoothed for training with simulated integers ->
-            its name since then.
+        is_prepared: Whether the network has been folded and smoothed, for training with simulated
+            integers.
+        smoothed: Name of each linear layer that was smoothed for that -> its name since then.
+        calibration: Scales that such training has left.
     """
 
     plan: CompressionPlan
@@ -47,8 +51,9 @@ class Candidate:
     removed: dict[str, list[int]] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    attentions: dict[str, Attention] = field(default_factory=dict)
+    is_prepared: bool = False
     smoothed: dict[str, str] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=dict)
 
     @classmethod
     def start(cls, task: Task, plan: CompressionPlan) -> Candidate:
@@ -60,7 +65,7 @@ class Candidate:
         network, spec = task.trace(plan.architecture)
         for parameter in network.parameters():
             parameter.requires_grad_(parameter.is_floating_point())  # All of the network is trained back.
-        return cls(plan, network, spec, attentions={found.name: found for found in find_attentions(network)})
+        return cls(plan, network, spec)
 
     @property
     def is_changed(self) -> bool:
@@ -143,10 +148,11 @@ def _carry_out(candidate: Candidate, task: Task, prune: Callable[[], None], low_
 def _remove_units(candidate: Candidate, task: Task) -> None:
     """Removes the candidate's channels and heads from its network."""
     groups = {group.name: _renamed_group(group, candidate.factors) for group in candidate.spec.groups}
+    attentions = {found.name: found for found in find_attentions(candidate.network)}
     channels = {}
     for name, units in candidate.removed.items():
         if groups[name].is_heads:
-            remove_heads(candidate.network, _renamed_attention(candidate.attentions[name], candidate.factors), units)
+            remove_heads(candidate.network, attentions[name], units)
         else:
             channels[groups[name].layers[0]] = units
     remove_channels(candidate.network, task.example_inputs, channels)
@@ -171,7 +177,21 @@ def _prune(candidate: Candidate, task: Task, counts: Mapping[str, int], trainer:
         return
     spec = candidate.spec if not candidate.factors else None
     method = plan.prune.method
-    if plan.prune.schedule != "one_shot":
+    if plan.prune.schedule == "fused":
+        fold_batch_norm(network, task.example_inputs)
+        fused = fused_compression(
+            network,
+            task,
+            groups,
+            candidate.bits,
+            **_training(trainer, task),
+            prune_method=method,
+            quantize_method=plan.quantize.method,
+            distill_weight=plan.finetune.distill.weight,
+        )
+        candidate.removed, candidate.calibration, candidate.is_prepared = fused.removed, fused.calibration, True
+        network.load_state_dict(fused.state)
+    elif plan.prune.schedule != "one_shot":
         candidate.removed, state = scheduled_pruning(
             network, task, method, plan.prune.schedule, groups, **_training(trainer, task), spec=spec
         )
@@ -246,15 +266,3 @@ def _renamed_group(group: GroupSpec, factors: Mapping[str, tuple[str, ...]]) -> 
     layers = tuple(factors.get(layer, (layer,))[-1] for layer in group.layers)
     columns_of = factors.get(group.columns_of, (group.columns_of,))[0] if group.columns_of else None
     return replace(group, layers=layers, columns_of=columns_of)
-
-
-def _renamed_attention(attention: Attention, factors: Mapping[str, tuple[str, ...]]) -> Attention:
-    """The attention with the last factors of its projections and the first of its output."""
-    return replace(
-        attention,
-        query=factors.get(attention.query, (attention.query,))[-1],
-        key=factors.get(attention.key, (attention.key,))[-1],
-        value=factors.get(attention.value, (attention.value,))[-1],
-        output=factors.get(attention.output, (attention.output,))[0],
-        coupled=tuple(_renamed_attention(other, factors) for other in attention.coupled),
-    )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ray_nascomp.deployment.runtime import Latency
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.nni_adapter.scales import ActivationScale, LayerScales
+from ray_nascomp.nni_adapter.scales import ActivationScale, Calibration, LayerScales
 from ray_nascomp.pipeline.candidate import Candidate, rebuild_candidate
 from ray_nascomp.pipeline.measure import Artifact
 from ray_nascomp.pipeline.prepare import rebuild_prepared
@@ -42,7 +42,8 @@ def save_run(run: CompressionRun, folder: Path) -> None:
     if run.candidate is not None:
         tensors = {f"network.{name}": value for name, value in run.candidate.network.state_dict().items()}
         tensors |= {f"mask.{name}": value for name, value in run.candidate.masks.items()}
-        tensors |= {f"scale.{name}": torch.from_numpy(scales.weight) for name, scales in run.calibration.items()}
+        tensors |= {f"scale.{name}": torch.from_numpy(scales.weight) for name, scales in _calibration(run).items()}
+        tensors |= {f"map.{index:04}": value for index, value in enumerate(run._trainer.maps)}
         if run.optimizer is not None and not run.is_done:
             tensors |= _optimizer_tensors(run.optimizer, run.candidate.network)
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
@@ -65,9 +66,9 @@ def save_run(run: CompressionRun, folder: Path) -> None:
         "input_names": list(run.task.input_names),
         "removed": run.candidate.removed if run.candidate is not None else None,
         "ranks": run.costs.ranks(run.plan) if run.candidate is not None else {},
-        "is_prepared": run.is_prepared,
+        "is_prepared": run.candidate is not None and run.candidate.is_prepared,
         "smoothed": run.candidate.smoothed if run.candidate is not None else {},
-        "calibration": {name: _scale_facts(scales) for name, scales in run.calibration.items()},
+        "calibration": {name: _scale_facts(scales) for name, scales in _calibration(run).items()},
         "outputs": sorted(run.outputs),
         "seconds": run.seconds,
         "first": _artifact_facts(first) if first is not None else None,
@@ -113,10 +114,7 @@ def restore_run(run: CompressionRun, folder: Path) -> None:
         raise ConfigError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
     if manifest["removed"] is not None:
         run.candidate = _rebuild(run, manifest, tensors)
-        run.is_prepared = manifest["is_prepared"]
-        run.calibration = {
-            name: _scales(facts, tensors[f"scale.{name}"]) for name, facts in manifest["calibration"].items()
-        }
+        run._trainer.maps = list(_with_prefix(tensors, "map.").values())
         run._trainer.masks = run.candidate.masks
         optimizer = _with_prefix(tensors, "optimizer.")
         if optimizer:
@@ -136,6 +134,9 @@ def _rebuild(run: CompressionRun, manifest: dict[str, Any], tensors: dict[str, T
         rebuild_prepared(candidate, run.task, manifest["smoothed"])
     candidate.network.load_state_dict(_with_prefix(tensors, "network."))
     candidate.masks = _with_prefix(tensors, "mask.")
+    candidate.calibration = {
+        name: _scales(facts, tensors[f"scale.{name}"]) for name, facts in manifest["calibration"].items()
+    }
     return candidate
 
 
@@ -159,6 +160,10 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensor
         # AdamW counts its steps on the CPU wherever the weights lie.
         device = "cpu" if entry == "step" else parameters[name].device
         optimizer.state[parameters[name]][entry] = value.to(device)
+
+
+def _calibration(run: CompressionRun) -> Calibration:
+    return run.candidate.calibration if run.candidate is not None else {}
 
 
 def _scale_facts(scales: LayerScales) -> dict[str, Any]:

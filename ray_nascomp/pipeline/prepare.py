@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ray_nascomp import registry
+from ray_nascomp.compression.attention import find_attentions
 from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.compression.smooth import ALPHAS, Scale, smooth
 from ray_nascomp.compression.stand_ins import replace_module
@@ -67,17 +68,10 @@ class Prepared:
         )
 
 
-def prepare(candidate: Candidate, task: Task, calibration: Calibration) -> Prepared:
-    """A copy of the candidate's network, ready; the candidate keeps its own.
-
-    Args:
-        candidate: The candidate.
-        task: The task.
-        calibration: Scales that training with simulated integers has left; empty before that.
-    """
+def prepare(candidate: Candidate, task: Task) -> Prepared:
+    """A copy of the candidate's network, ready; the candidate keeps its own."""
     network = copy.deepcopy(candidate.network).cpu().eval()
-    smoothed = candidate.smoothed or _fold_and_smooth(network, candidate, task)
-    fold_batch_norm(network, task.example_inputs)
+    smoothed = candidate.smoothed if candidate.is_prepared else _fold_and_smooth(network, candidate, task)
     recurrent = {
         layer.name: candidate.bits[layer.name]
         for layer in candidate.spec.layers
@@ -85,19 +79,22 @@ def prepare(candidate: Candidate, task: Task, calibration: Calibration) -> Prepa
     }
     round_recurrent(network, recurrent)
     bits = {smoothed.get(name, name): value for name, value in candidate.bits.items() if name not in recurrent}
-    prepared = Prepared(network, bits, recurrent, candidate.plan.quantize.method, dict(calibration))
+    prepared = Prepared(network, bits, recurrent, candidate.plan.quantize.method, dict(candidate.calibration))
     if smoothed and prepared.method == "ptq":
         prepared.scales = calibrate_linear(network, smoothed.values(), _calibration_inputs(task))
     return prepared
 
 
 def prepare_for_training(candidate: Candidate, task: Task) -> None:
-    """Folds and smooths the candidate's own network, for training with simulated integers."""
+    """Folds and smooths the candidate's own network, for training with simulated integers; once."""
+    if candidate.is_prepared:
+        return
     network = candidate.network
     training = network.training
     network.eval()
     candidate.smoothed = _fold_and_smooth(network, candidate, task)
     network.train(training)
+    candidate.is_prepared = True
 
 
 def rebuild_prepared(candidate: Candidate, task: Task, smoothed: dict[str, str]) -> None:
@@ -108,13 +105,13 @@ def rebuild_prepared(candidate: Candidate, task: Task, smoothed: dict[str, str])
         factor = torch.ones(layer.in_features)  # type: ignore[arg-type]
         replace_module(candidate.network, name, nn.Sequential(Scale(factor), layer))
     candidate.smoothed = smoothed
+    candidate.is_prepared = True
 
 
 def training_session(
     candidate: Candidate,
     task: Task,
     outputs: set[str],
-    start: Calibration,
     train: TrainingFunction,
     optimizer: tuple[type[torch.optim.Optimizer], dict[str, object]],
     step: TrainingStep,
@@ -123,7 +120,15 @@ def training_session(
     recurrent = {layer.name for layer in candidate.spec.layers if layer.kind == "recurrent"}
     bits = {candidate.smoothed.get(n, n): value for n, value in candidate.bits.items() if n not in recurrent}
     return QuantizationSession(
-        candidate.network, task, bits, outputs, train, optimizer, step, candidate.plan.quantize.method, start or None
+        candidate.network,
+        task,
+        bits,
+        outputs,
+        train,
+        optimizer,
+        step,
+        candidate.plan.quantize.method,
+        candidate.calibration or None,
     )
 
 
@@ -133,7 +138,7 @@ def _fold_and_smooth(network: nn.Module, candidate: Candidate, task: Task) -> di
     layers = [
         name for name, bits in candidate.bits.items() if bits == 8 and type(network.get_submodule(name)) is nn.Linear
     ]
-    if not candidate.attentions or not layers:
+    if not layers or not find_attentions(network):
         return {}
     return smooth(network, layers, _calibration_inputs(task), ALPHAS)
 

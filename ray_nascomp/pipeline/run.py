@@ -16,7 +16,6 @@ from ray_nascomp.costs import CostModel
 from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.goals import Goal
-from ray_nascomp.nni_adapter.scales import Calibration
 from ray_nascomp.pipeline import measure
 from ray_nascomp.pipeline.candidate import Candidate, make_candidate
 from ray_nascomp.pipeline.prepare import prepare, prepare_for_training, training_session
@@ -84,8 +83,6 @@ class CompressionRun:
         self.candidate: Candidate | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.outputs: set[str] = set()
-        self.is_prepared = False
-        self.calibration: Calibration = {}
         self._first: measure.Artifact | None = None
         self._infeasible = False
         self._trainer = Trainer(task, self.plan.finetune, max(1, epochs), self.plan.seed)
@@ -144,7 +141,7 @@ class CompressionRun:
             return Measurement(self.artifact.value, "exported", self.artifact)
         if simulation is None:
             with self._clock("quantize"):
-                prepared = prepare(self.candidate, self.task, self.calibration)
+                prepared = prepare(self.candidate, self.task)
                 simulation = measure.simulate(prepared, self.task, self.outputs)
         assert self._first is not None
         return Measurement(simulation.value, "finetuned", self._first)
@@ -152,14 +149,11 @@ class CompressionRun:
     def _train_quantized(self, epoch: int) -> measure.Simulation:
         """An epoch of quantization-aware training; the network is prepared for it before the first."""
         assert self.candidate is not None
-        if not self.is_prepared:
-            prepare_for_training(self.candidate, self.task)
-            self.is_prepared = True
+        prepare_for_training(self.candidate, self.task)
         session = training_session(
             self.candidate,
             self.task,
             self.outputs,
-            self.calibration,
             lambda model, optimizer, step: self._trainer.epoch(model, optimizer, epoch, step),
             self._trainer.optimizer_settings,
             self._trainer.loss,
@@ -169,14 +163,14 @@ class CompressionRun:
             simulation = measure.simulation_of(session, self.candidate.network, self.task)
         finally:
             session.close()
-        self.calibration = simulation.calibration
+        self.candidate.calibration = simulation.calibration
         return simulation
 
     def _export(self, simulation: measure.Simulation | None = None) -> tuple[measure.Simulation, measure.Artifact]:
         """The network under simulated integers, and the exported file."""
         assert self.candidate is not None
         with self._clock("quantize"):
-            prepared = prepare(self.candidate, self.task, self.calibration)
+            prepared = prepare(self.candidate, self.task)
         with self._clock("export"):
             proto = export_onnx(prepared.network, self.task.example_inputs, self.task.input_names)
             self.outputs = prepared.outputs_to_quantize(proto)

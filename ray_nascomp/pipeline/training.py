@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ray_nascomp.compression.denoise import noised
+from ray_nascomp.nni_adapter.distillation import LayerwiseDistillation
 from ray_nascomp.nni_adapter.evaluator import TrainingStep, to_device, weight_of
 from ray_nascomp.plan import DistillStage, FinetuneStage
 from ray_nascomp.tasks.base import Task
@@ -39,6 +42,7 @@ class Trainer:
 
     Attributes:
         masks: Layer name -> mask of its weight; masked weights stay zero.
+        maps: What the layer-wise distillation has learned of its own, from epoch to epoch.
     """
 
     def __init__(self, task: Task, stage: FinetuneStage, epochs: int, seed: int) -> None:
@@ -48,6 +52,8 @@ class Trainer:
         self._seed = seed
         self.masks: Mapping[str, Tensor] = {}
         self._teacher = _teacher_of(task) if stage.distill.weight else None
+        self._layerwise: LayerwiseDistillation | None = None
+        self.maps: list[Tensor] = []
         self._indices: Tensor | None = None
         self.optimizer_settings: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (
             torch.optim.AdamW,
@@ -79,19 +85,22 @@ class Trainer:
         # Wrapping changes the order of parameters, and with it the last digit of the norm.
         ordered = [parameter for _, parameter in sorted(network.named_parameters())]
         network.train()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self._layerwise_distillation(network) as maps:
             torch.manual_seed(seed)
             for number, indices in enumerate(batches):
                 if len(indices) == 1 and number > 0:
                     continue  # Batch normalisation cannot train on a single sample.
                 rate = learning_rate(self._stage.lr, (epoch + number / len(batches)) / self._epochs)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                optimizers = [optimizer] if maps is None else [optimizer, maps]
                 self._indices = indices
-                optimizer.zero_grad()
+                for each in optimizers:
+                    for group in each.param_groups:
+                        group["lr"] = rate
+                    each.zero_grad()
                 step(data.take(indices), network).backward()
                 nn.utils.clip_grad_norm_(ordered, _MAX_GRADIENT_NORM)
-                optimizer.step()
+                for each in optimizers:
+                    each.step()
                 with torch.no_grad():
                     for name, mask in self.masks.items():
                         weights[name].mul_(mask.to(weights[name].device))
@@ -100,14 +109,38 @@ class Trainer:
     def loss(self, batch: Batch, network: nn.Module) -> Tensor:
         """The task's loss, mixed with the distillation loss."""
         inputs, targets = to_device(batch, network)
+        distill = self._stage.distill
+        clean = inputs
+        if self._teacher is not None and distill.noise and network.training:
+            inputs = noised(inputs, distill.noise)
         with _mixed_precision(targets.device):
             outputs = call(network, inputs)
             loss = self._task.loss(outputs, targets)
         if self._teacher is None:
             return loss
-        teacher = self._teacher.outputs(inputs, self._indices).to(outputs.device)
-        distill = self._stage.distill
-        return (1 - distill.weight) * loss + distill.weight * distillation_loss(outputs.float(), teacher, distill)
+        teacher = self._teacher.outputs(clean, self._indices).to(outputs.device)
+        taught = distillation_loss(outputs.float(), teacher, distill)
+        if self._layerwise is not None:
+            taught = taught + self._layerwise.loss(clean)
+        return (1 - distill.weight) * loss + distill.weight * taught
+
+    @contextmanager
+    def _layerwise_distillation(self, network: nn.Module) -> Iterator[torch.optim.Optimizer | None]:
+        """Layer-wise distillation for as long as the context lasts; yields the optimizer of its maps, if it has any."""
+        if self._stage.distill.layers == "none" or self._teacher is None:
+            yield None
+            return
+        self._layerwise = LayerwiseDistillation(network, self._task, self._stage.distill.layers, self._seed % 2**31)
+        parameters = self._layerwise.parameters()
+        with torch.no_grad():
+            for parameter, known in zip(parameters, self.maps, strict=bool(self.maps)):
+                parameter.copy_(known)
+        try:
+            yield torch.optim.AdamW(parameters, self._stage.lr) if parameters else None
+        finally:
+            self._layerwise.close()
+            self._layerwise = None
+            self.maps = [parameter.detach().clone() for parameter in parameters]
 
 
 def _mixed_precision(device: torch.device) -> torch.autocast:

@@ -67,7 +67,7 @@ class CompressionPlan:
             for name in ("architecture", "prune", "low_rank", "finetune", "quantize")
         }
         known = {*sections, "order", *own}
-        return cls(
+        plan = cls(
             architecture=dict(sections["architecture"]),
             prune=PruneStage.from_section(sections["prune"], spec.prunable_names),
             low_rank=LowRankStage.from_section(sections["low_rank"], spec.factorisable_names),
@@ -77,6 +77,24 @@ class CompressionPlan:
             order=_order(config.get("order"), (*own, *_OURS)),
             extra={key: value for key, value in config.items() if key not in known},
         )
+        plan._check_fused(spec)
+        return plan
+
+    def _check_fused(self, spec: ModelSpec) -> None:
+        """Raises a ConfigError where NNI's fused run cannot do what the other stages say."""
+        if self.prune.schedule != "fused" or self.prune.is_identity:
+            return
+        problem = None
+        if not self.quantize.trains or self.quantize.is_identity:
+            problem = "needs a quantizer that trains, with fewer than 32 bits"
+        elif self.prune.method == "slim":
+            problem = "cannot follow slim, whose factors NNI applies to integers"
+        elif not self.low_rank.is_identity:
+            problem = "prunes whole layers: leave low_rank out"
+        elif any(group.is_heads and self.prune.of(group.name) for group in spec.prunable_groups):
+            problem = "removes channels only: give attention heads a sparsity of 0"
+        if problem is not None:
+            raise ConfigError(f"prune.schedule: 'fused' was given; it {problem}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values."""

@@ -46,7 +46,8 @@ class PruneStage:
         scope: "group": each group loses its own share; "global": the sparsity "*" is a share of all
             groups' units together, the least important ones by the norm of their weights.
         schedule: "one_shot", or gradually while the network is trained for an epoch: "linear", or
-            "agp" (Zhu and Gupta 2017, arXiv 1710.01878).
+            "agp" (Zhu and Gupta 2017, arXiv 1710.01878), or "fused": as "agp", in NNI's one run
+            with distillation and the plan's quantizer.
         round_to: Channels that are left come in multiples of this, 1 or more; runtimes are fast at
             multiples of 8 or 16.
     """
@@ -70,14 +71,16 @@ class PruneStage:
             sparsity[name] = round(number(value, f"prune.sparsity.{name}", 0.0, 1.0, include_upper=False), 9)
         method = choice(section, "prune", "method", prune_methods(), cls.method)
         scope = choice(section, "prune", "scope", ("group", "global"), cls.scope)
-        schedule = choice(section, "prune", "schedule", ("one_shot", *SCHEDULES), cls.schedule)
+        schedule = choice(section, "prune", "schedule", ("one_shot", *SCHEDULES, "fused"), cls.schedule)
         if scope == "global" and (set(sparsity) - {ALL} or method in WEIGHT_METHODS):
             raise ConfigError(
                 f"prune.scope: 'global' was given with method {method!r} and the sparsities of "
                 f"{sorted(set(sparsity) - {ALL})}; with it, one sparsity for all and a method that removes "
                 "channels are allowed"
             )
-        refused = schedule_refusal(method, schedule) if schedule != "one_shot" else None
+        refused = schedule_refusal(method, "agp" if schedule == "fused" else schedule)
+        if schedule == "one_shot":
+            refused = None
         if refused is not None:
             raise ConfigError(f"prune.schedule: {schedule!r} was given with method {method!r}; {refused}")
         return cls(method, sparsity, scope, schedule, whole(section.get("round_to", cls.round_to), "prune.round_to"))

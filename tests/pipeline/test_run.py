@@ -55,7 +55,7 @@ def test_exported_integers_agree_with_nnis_simulation(digits, digits_task, metho
     run = CompressionRun(digits_task, config, epochs=2)
     while not run.is_done:
         step = run.step()
-    prepared = prepare(run.candidate, digits_task, run.calibration)
+    prepared = prepare(run.candidate, digits_task)
     simulated = measure.simulate(prepared, digits_task, run.outputs).outputs
     found = run_session(make_session(step.artifact.content), digits["val"][0], digits_task.input_names)
     assert (simulated.argmax(1).numpy() == found.argmax(1)).mean() >= 0.99
