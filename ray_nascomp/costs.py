@@ -313,7 +313,10 @@ class _SpecBuilder:
     def __init__(self, task: Task) -> None:
         from torch import nn
 
+        knows = task._specs is not None
         self._task = copy.copy(task)
+        if knows:
+            self._task.build = None  # It holds the model's weights.
         self._task.model = nn.Identity()
         self._task.train_data = self._task.val_data = None  # type: ignore[assignment]
         self._task.test_data = self._task.calibration_data = None
@@ -323,4 +326,4 @@ class _SpecBuilder:
         return self._task.architecture_key(architecture)
 
     def spec(self, architecture: Mapping[str, Any]) -> ModelSpec:
-        return self._task.trace(architecture)[1]
+        return self._task.spec_of(architecture)

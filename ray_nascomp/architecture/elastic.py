@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from ray_nascomp.architecture.blocks import Block, drop_blocks, find_blocks
 from ray_nascomp.architecture.importance import by_magnitude, by_taylor
+from ray_nascomp.architecture.specs import HEAD_KEYS, ElasticSpecs, dropped_blocks
 from ray_nascomp.compression.attention import find_attentions, remove_heads
 from ray_nascomp.errors import ConfigError
+from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.space import when
 from ray_nascomp.tasks.base import Task
 
@@ -46,13 +48,13 @@ class ElasticTransformer:
     def __call__(self, architecture: Mapping[str, Any]) -> nn.Module:
         """The sub-network of an architecture; with everything kept it equals the model."""
         network = copy.deepcopy(self.model)
-        dropped = self.dropped(architecture)
+        dropped = dropped_blocks(architecture)
         attentions = {attention.name: attention for attention in find_attentions(network)}
         for block in self.blocks:
             if block.name in dropped:
                 continue
             values = architecture.get(block.name, {})
-            for key, attention in zip(head_keys(block), block.attentions, strict=True):
+            for key, attention in zip(HEAD_KEYS, block.attentions, strict=False):
                 kept = values.get(key, attention.units)
                 if kept < attention.units:
                     remove_heads(network, attentions[attention.name], self._ranking[attention.name][kept:])
@@ -64,9 +66,13 @@ class ElasticTransformer:
             drop_blocks(network, dropped)
         return network
 
-    def dropped(self, architecture: Mapping[str, Any]) -> set[str]:
-        """Names of the blocks that an architecture leaves out."""
-        return {name for name, values in architecture.items() if not values.get("keep", True)}
+    def specs(self, whole: ModelSpec) -> ElasticSpecs:
+        """What tells the structure of sub-networks without building them.
+
+        Args:
+            whole: The whole model's structure.
+        """
+        return ElasticSpecs(whole, self.blocks)
 
 
 def elastic_transformer(
@@ -110,7 +116,7 @@ def elastic_transformer(
     stacks: set[str] = set()
     for block in blocks:
         dimensions: dict[str, Any] = {}
-        for key, attention in zip(head_keys(block), block.attentions, strict=True):
+        for key, attention in zip(HEAD_KEYS, block.attentions, strict=False):
             counts = sorted({max(1, round(share * attention.units)) for share in heads})
             if len(counts) > 1:
                 dimensions[key] = tune.choice(counts)
@@ -130,8 +136,3 @@ def elastic_transformer(
     if not architecture:
         raise ConfigError("heads, widths, depth: nothing is left to search")
     return ElasticTransformer(model, blocks, importance), architecture
-
-
-def head_keys(block: Block) -> tuple[str, ...]:
-    """Names of the dimensions of a block's attentions: its own, and the one to an encoder."""
-    return ("heads", "cross_heads")[: len(block.attentions)]

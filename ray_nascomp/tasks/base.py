@@ -45,7 +45,8 @@ class Task:
         build: A builder `build(architecture) -> nn.Module`, which makes architecture a part of the
             search. Weights are inherited from `model` wherever names match: the leading channels
             and the centre of larger kernels. A builder whose attribute `inherits` is true brings
-            the weights itself.
+            the weights itself; one with a method `specs(spec)` gives a function that tells an
+            architecture's structure from that of the whole model, so that none has to be traced.
         architecture: The builder's dimensions, Tune domains by name.
         batch_size: Samples a training step.
 
@@ -182,10 +183,30 @@ class Task:
         if not architecture:
             return self.network({}), self.spec
         network = self.network(architecture)
+        if self._specs is not None:
+            return network, self._specs(self._canonical(architecture))
         try:
             return network, ModelSpec.from_model(network, self.example_inputs)
         except UntraceableModelError as error:
             raise InfeasibleError(f"architecture {dict(architecture)}: {error}") from error
+
+    def spec_of(self, architecture: Mapping[str, Any]) -> ModelSpec:
+        """The structure of an architecture's network, which is built only where its builder cannot tell it.
+
+        Raises:
+            InfeasibleError: If the network does not run on the task's inputs.
+        """
+        if self._specs is not None and architecture:
+            return self._specs(self._canonical(architecture))
+        return self.trace(architecture)[1]
+
+    @cached_property
+    def _specs(self) -> Callable[[Mapping[str, Any]], ModelSpec] | None:
+        """What tells structures from architectures, if the builder knows."""
+        if not hasattr(self.build, "specs"):
+            return None
+        specs: Callable[[Mapping[str, Any]], ModelSpec] = self.build.specs(self.spec)  # type: ignore[union-attr]
+        return specs
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The training loss of a batch, a scalar tensor."""
