@@ -12,11 +12,12 @@ LINTED := $(CURDIR)/build/linted
 DOCUMENTED := $(CURDIR)/build/documented
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format check docs notebooks dist clean
+.PHONY: help install demo test test-faults lint format check docs notebooks dist clean
 
 help:
 	@echo "make demo    search a small network's compression, and show the front"
 	@echo "make test    all tests but those marked minutes"
+	@echo "make test-faults  drivers and workers killed again and again; a quarter of an hour"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  ruff's formatter and its safe fixes"
 	@echo "make check   lint and test"
@@ -38,6 +39,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/pytest -m "not minutes"
+
+test-faults: $(INSTALLED)
+	$(BIN)/pytest tests/faults tests/cluster
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -35,6 +35,8 @@ _RANDOM_SHARE = 0.25
 _BASELINE = 24
 _FIT_ROWS = 256
 _FIT_STEPS = 60
+# A process costs the cube of its rows: a search of thousands of trials learns from the best and the newest.
+_ROWS = 600
 
 
 class BayesianSearch(GoalSearcher):
@@ -122,6 +124,14 @@ class BayesianSearch(GoalSearcher):
         order = np.argsort(ranks(losses, violations), kind="stable")
         return [usable[i] for i in order[:count]]
 
+    def _worth_learning(self, usable: list[Observation]) -> list[Observation]:
+        """At most `_ROWS` of them: the better half by rank, and the newest of the others."""
+        if len(usable) <= _ROWS:
+            return usable
+        best = {id(o) for o in self._best(usable, _ROWS // 2)}
+        newest = {id(o) for o in [o for o in usable if id(o) not in best][-_ROWS // 2 :]}
+        return [o for o in usable if id(o) in best | newest]
+
     def _most_promising(self, pool: list[dict[str, Any]], usable: list[Observation]) -> int:
         """Position in the pool of the largest acquisition value."""
         import torch
@@ -131,7 +141,7 @@ class BayesianSearch(GoalSearcher):
         from botorch.models.deterministic import GenericDeterministicModel
         from botorch.sampling.get_sampler import get_sampler
 
-        inputs = _Inputs(self, usable)
+        inputs = _Inputs(self, self._worth_learning(usable))
         models = []
         for column, metric in enumerate(self.goal.metrics):
             if metric in inputs.known:
@@ -214,6 +224,7 @@ class _Inputs:
         self._scale = np.where(np.array(deviation) > 1e-12, deviation, 1.0)
         longest = max(o.fidelity for o in usable)
         early = [o for o in searcher.observations if o.status is Status.STOPPED and 0 < o.fidelity < longest]
+        early = early[-_ROWS:]
         learnt = [*usable, *(o for o in early if np.isfinite(searcher.goal.losses(o.metrics)).all())]
         shares = [1.0] * len(usable) + [o.fidelity / longest for o in learnt[len(usable) :]]
         self.train = self.rows([o.config for o in learnt], shares)
