@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray_nascomp.pipeline import compress, compress_steps
     from ray_nascomp.plan import CompressionPlan
     from ray_nascomp.recorded import recorded
+    from ray_nascomp.registry import Pruner, Quantizer, Stage, register
     from ray_nascomp.restoring import restore
     from ray_nascomp.results import Results
     from ray_nascomp.space import bits, rank, sparsity, when
@@ -40,7 +41,10 @@ _EXPORTS = {
     "ModelSpec": "model_spec",
     "Objective": "goals",
     "Observation": "observations",
+    "Pruner": "registry",
+    "Quantizer": "registry",
     "Results": "results",
+    "Stage": "registry",
     "Task": "tasks",
     "bits": "space",
     "compress": "pipeline",
@@ -49,6 +53,7 @@ _EXPORTS = {
     "compression_trainable": "trial",
     "rank": "space",
     "recorded": "recorded",
+    "register": "registry",
     "restore": "restoring",
     "sparsity": "space",
     "time_limited": "time_limit",

@@ -185,6 +185,24 @@ class GoalSearcher(Searcher):
             self._known[key] = self._ask_cost_model(config)
         return self._known[key]
 
+    def foresee(self, configs: Sequence[Mapping[str, Any]]) -> None:
+        """Asks the cost model about several configs at once, where it has a method `many`, to know them later.
+
+        Args:
+            configs: Full configs; those that the cost model cannot take are asked for one by one later.
+        """
+        many = getattr(self.cost_model, "many", None)
+        if many is None:
+            return
+        fresh = {self.space.key(config): config for config in configs}
+        fresh = {key: config for key, config in fresh.items() if key not in self._known}
+        if len(fresh) < 2:
+            return
+        table = many(list(fresh.values()))
+        for row, key in enumerate(fresh):
+            metrics = {name: float(values[row]) for name, values in table.items()}
+            self._known[key] = None if any(map(math.isnan, metrics.values())) else self._within_bounds(metrics)
+
     def final_positions(self) -> list[int]:
         """Positions of the observations whose metrics are final: completed, of the highest fidelity reached.
 
@@ -374,6 +392,10 @@ class GoalSearcher(Searcher):
             metrics = {name: float(value) for name, value in self.cost_model(config).items()}
         except InfeasibleError:
             return None
+        return self._within_bounds(metrics)
+
+    def _within_bounds(self, metrics: dict[str, float]) -> dict[str, float] | None:
+        """The metrics; None if they break a constraint."""
         for constraint in self.goal.constraints:
             value = metrics.get(constraint.metric)
             if value is not None and constraint.violation(value) > 0:

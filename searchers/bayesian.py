@@ -104,7 +104,7 @@ class BayesianSearch(GoalSearcher):
     def _pool(self, usable: list[Observation]) -> list[dict[str, Any]]:
         """New, affordable configs: children of the best results, and random ones."""
         best = self._best(usable, _BASELINE)
-        pool: dict[str, dict[str, Any]] = {}
+        drafts: list[dict[str, Any]] = []
         for _ in range(_POOL):
             if self.rng.random() < _RANDOM_SHARE:
                 config = self.space.sample(self.rng)
@@ -114,9 +114,10 @@ class BayesianSearch(GoalSearcher):
                 if self.rng.random() < 0.4:
                     values = crossover(self.rng, values, self.space.values(best[second].config))
                 config = self.space.to_config(mutate(self.rng, self.space.dimensions, values))
-            if self.is_new(config) and self.known_metrics(config) is not None:
-                pool[self.key(config)] = config
-        return list(pool.values())
+            drafts.append(config)
+        self.foresee(drafts)
+        affordable = [config for config in drafts if self.known_metrics(config) is not None]
+        return list({self.key(config): config for config in affordable if self.is_new(config)}.values())
 
     def _best(self, usable: list[Observation], count: int) -> list[Observation]:
         losses = np.stack([self.goal.losses(o.metrics) for o in usable])

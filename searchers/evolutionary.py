@@ -85,6 +85,7 @@ class EvolutionarySearch(GoalSearcher):
         if not self._screening:
             return self._child(finals, parents)
         children = [self._child(finals, parents) for _ in range(_CHILDREN)]
+        self.foresee(children)
         children = [c for c in children if self.is_new(c) and self.known_metrics(c) is not None]
         if not children:
             return self.space.sample(self.rng)
@@ -119,6 +120,7 @@ class EvolutionarySearch(GoalSearcher):
     def _spread(self) -> dict[str, Any]:
         """A random config, of several the one whose known costs are farthest from all others'."""
         draws = [self.space.sample(self.rng) for _ in range(_INITIAL_DRAWS if self.cost_model else 1)]
+        self.foresee(draws)
         draws = [d for d in draws if self.known_metrics(d) is not None] or draws[:1]
         others = [*(o.config for o in self.observations), *self.pending]
         costs = [self._known_losses(config) for config in (*draws, *others)]

@@ -34,6 +34,7 @@ from ray_nascomp.tasks.calling import call as call_model
 from ray_nascomp.tasks.calling import device_of, map_tensors
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TABLE = ("padding_idx", "num_embeddings")
 
 
 class Factorised(nn.Sequential):
@@ -49,14 +50,18 @@ class Factorised(nn.Sequential):
 
     def __init__(self, original: nn.Module, factors: Iterable[nn.Module]) -> None:
         super().__init__(*factors)
-        for name in ("stride", "padding", "dilation", "kernel_size", "padding_mode", "groups", "padding_idx", "num_embeddings"):
+        for name in ("stride", "padding", "dilation", "kernel_size", "padding_mode", "groups", *_TABLE):
             if hasattr(original, name):
                 setattr(self, name, getattr(original, name))
         self.train(original.training)
 
     @property
     def weight(self) -> Tensor:
-        """The weight that the factors stand for, multiplied out at each access."""
+        """An embedding's table, multiplied out; of other layers the last factor, for its type and device."""
+        return self.dense_weight() if isinstance(self[0], nn.Embedding) else cast(Tensor, self[-1].weight)
+
+    def dense_weight(self) -> Tensor:
+        """The weight that the factors stand for, of the original's shape."""
         first, *rest = (cast(Tensor, factor.weight) for factor in self)
         if isinstance(self[0], nn.Embedding):
             return first @ rest[0].T

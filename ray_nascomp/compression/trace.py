@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -48,7 +48,8 @@ def trace_model(model: nn.Module, example_inputs: Any) -> ModelSpec:
         ) from error
     heads = [_heads_group(attention, run) for attention in attentions if attention.units > 1]
     graph = _with_heads(graph, [a for a in attentions if a.units > 1], heads)
-    layers = tuple(_layers(traced, example_inputs, run, graph))
+    biases = {member.position_bias for attention in attentions for member in attention.members}
+    layers = tuple(_layers(traced, example_inputs, run, graph, biases))
     order = {name: index for index, (name, _) in enumerate(traced.named_modules())}
     groups = tuple(sorted(graph.groups, key=lambda group: order[group.layers[0]]))
     known_macs = sum(_dense_macs(layer) for layer in layers) + sum(g.width * g.macs_per_unit for g in groups)
@@ -154,9 +155,12 @@ def _with_heads(graph: ChannelGraph, attentions: list[Attention], heads: list[Gr
     return ChannelGraph((*groups, *heads), out_groups, in_groups)
 
 
-def _layers(model: nn.Module, example_inputs: Any, run: _Run, graph: ChannelGraph) -> list[LayerSpec]:
+def _layers(
+    model: nn.Module, example_inputs: Any, run: _Run, graph: ChannelGraph, whole: Collection[str | None]
+) -> list[LayerSpec]:
+    """All layers with parameters; those of `whole` are not factorised."""
     tied = modules_with_tied_weights(model)
-    factorisable = factorisable_layers(model)
+    factorisable = factorisable_layers(model).keys() - set(whole)
     folds = {norm: conv for conv, norm in foldable_pairs(model, example_inputs)}
     layers = []
     for name, module in model.named_modules():

@@ -25,11 +25,14 @@ from torch import Tensor, nn
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.nni_adapter.evaluator import make_evaluator, no_training, train_on
+from ray_nascomp.nni_adapter.mends import mend_groups_of_mixed_layers
 from ray_nascomp.nni_adapter.pruning_targets import GroupCounts, Masks, decisive_layers, group_entries, read_removed
 from ray_nascomp.nni_adapter.slim import AlignedSlimPruner
 from ray_nascomp.pruners import CHANNEL_METHODS, WEIGHT_METHODS, check_method
 from ray_nascomp.tasks.base import Task
 from ray_nascomp.tasks.data import Batch
+
+mend_groups_of_mixed_layers()
 
 _STEPS = {"taylor": 16, "slim": 32, "movement": 32, "movement_level": 32}
 """Training steps of the methods that look at data; the others look at the weights alone."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ray_nascomp.compression.low_rank import (
+    Factorised,
     factorisable_layers,
     factorise,
     input_covariances,
@@ -18,6 +19,10 @@ from ray_nascomp.compression.low_rank import (
 )
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.factor_shapes import factor_params, factor_shapes, max_rank, ranks_of_conv
+
+
+def dense_weight(layer):
+    return layer.dense_weight() if isinstance(layer, Factorised) else layer.weight
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -56,7 +61,7 @@ def test_full_rank_is_the_original(kind):
     full = max_rank(layer.weight.shape, factorisable_layers(network)["0"])
     assert factorise(network, {"0": full})["0"][0] == "0.0"
     assert (network(inputs()) - expected).abs().max() < 1e-5 * expected.abs().max()
-    assert torch.allclose(network[0].weight, layer.weight, atol=1e-5)
+    assert torch.allclose(dense_weight(network[0]), layer.weight, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -66,7 +71,7 @@ def test_the_weight_that_is_reported_is_the_one_that_acts(kind):
     dense = copy.deepcopy(network)
     factorise(network, {"0": 3})
     with torch.no_grad():
-        dense[0].weight.copy_(network[0].weight)
+        dense[0].weight.copy_(dense_weight(network[0]))
     assert torch.allclose(network(inputs()), dense(inputs()), atol=1e-4)
 
 
@@ -94,16 +99,16 @@ def test_parameters_are_those_of_the_shape_functions(kind, sizes, bias, data):
 def test_plain_svd_is_as_good_as_numpys():
     for kind in ("linear", "embedding", "pointwise"):
         network = randomised(LAYERS[kind][0]())
-        weight = network[0].weight.detach().flatten(1).numpy()
+        weight = dense_weight(network[0]).detach().flatten(1).numpy()
         factorise(network, {"0": 4})
-        error = np.linalg.norm(network[0].weight.detach().flatten(1).numpy() - weight)
+        error = np.linalg.norm(dense_weight(network[0]).detach().flatten(1).numpy() - weight)
         best = np.linalg.norm(np.linalg.svd(weight, compute_uv=False)[4:])
         assert error == pytest.approx(best, rel=1e-5)
 
 
 def test_tucker_is_as_good_as_a_reference_in_numpy():
     network = randomised(nn.Conv2d(10, 14, 3))
-    weight = network[0].weight.detach().double().numpy()
+    weight = dense_weight(network[0]).detach().double().numpy()
     ranks = dict(zip((1, 0), ranks_of_conv(4, 10, 14), strict=True))
 
     def basis(tensor: np.ndarray, side: int) -> np.ndarray:
@@ -119,7 +124,7 @@ def test_tucker_is_as_good_as_a_reference_in_numpy():
     core = project(project(weight, bases[0], 0), bases[1], 1)
     expected = np.sqrt(np.sum(weight**2) - np.sum(core**2))
     factorise(network, {"0": 4})
-    assert np.linalg.norm(network[0].weight.detach().numpy() - weight) == pytest.approx(expected, rel=1e-5)
+    assert np.linalg.norm(dense_weight(network[0]).detach().numpy() - weight) == pytest.approx(expected, rel=1e-5)
 
 
 def correlated(samples: int, seed: int) -> torch.Tensor:
@@ -141,9 +146,9 @@ def test_whitening_loses_less_of_what_correlated_inputs_give():
     factorise(whitened, {"0": 4}, covariances)
     errors = [(smaller(unseen) - expected).norm() / expected.norm() for smaller in (plain, whitened)]
     assert errors[1] < 0.5 * errors[0]
-    weight, root = network[0].weight.detach().double().numpy(), np.linalg.cholesky(covariances["0"].numpy())
+    weight, root = dense_weight(network[0]).detach().double().numpy(), np.linalg.cholesky(covariances["0"].numpy())
     best = np.linalg.norm(np.linalg.svd(weight @ root, compute_uv=False)[4:])
-    difference = whitened[0].weight.detach().double().numpy() - weight
+    difference = whitened[0].dense_weight().detach().double().numpy() - weight
     assert np.linalg.norm(difference @ root) == pytest.approx(best, rel=0.02)
 
 
@@ -199,7 +204,7 @@ def test_spectra_tell_the_error_before_it_is_made():
     network = randomised(nn.Linear(12, 20))
     covariance = {"0": input_covariances(network, ["0"], [(correlated(300, 1), None)])["0"]}
     values = spectra(network, ["0"], covariance)["0"]
-    weight = network[0].weight.detach().double()
+    weight = dense_weight(network[0]).detach().double()
     root = torch.linalg.cholesky(covariance["0"])
     # The ridge shows in the smallest values.
     assert values[:6] == pytest.approx(torch.linalg.svdvals(weight @ root).numpy()[:6], rel=0.02)
@@ -208,11 +213,11 @@ def test_spectra_tell_the_error_before_it_is_made():
 
 def test_a_convolutions_spectrum_bounds_its_error():
     network = randomised(nn.Conv2d(10, 14, 3))
-    weight = network[0].weight.detach().clone()
+    weight = dense_weight(network[0]).detach().clone()
     values = spectra(network, ["0"])["0"]
     assert len(values) == 14
     factorise(network, {"0": 4})
-    assert (network[0].weight - weight).norm().item() <= np.linalg.norm(values[4:])
+    assert (dense_weight(network[0]) - weight).norm().item() <= np.linalg.norm(values[4:])
 
 
 def test_layers_that_are_more_than_their_call_are_left_out():
@@ -245,9 +250,9 @@ def test_unknown_layers_and_ranks_out_of_range_are_refused_before_anything_chang
 
 def test_frozen_weights_the_padding_token_and_torchs_generator_stay_as_they_are():
     network = randomised(nn.Embedding(40, 12, padding_idx=3))
-    network[0].weight.requires_grad_(False)
+    dense_weight(network[0]).requires_grad_(False)
     with torch.no_grad():
-        network[0].weight[3] = 0
+        dense_weight(network[0])[3] = 0
     state = torch.get_rng_state()
     factorise(network, {"0": 5})
     assert torch.equal(torch.get_rng_state(), state)

@@ -10,8 +10,9 @@ from networks import NETWORKS, with_large_weights
 import ray_nascomp as nc
 from ray_nascomp.compression.batch_norm import reestimate_batch_norm
 from ray_nascomp.compression.fold import fold_batch_norm
+from ray_nascomp.pruners import CHANNEL_METHODS
 
-METHODS = ("l1_norm", "l2_norm", "fpgm", "taylor")
+METHODS = CHANNEL_METHODS
 INPUTS = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 DATA = (INPUTS, torch.arange(64) % 10)
 
@@ -75,6 +76,15 @@ def test_level_zeroes_single_weights_and_training_keeps_them_zero():
     weight = step.run.candidate.network.get_submodule("first.0").weight
     assert (weight[mask == 0] == 0).all()
     assert (weight[mask == 1] != 0).all()
+
+
+@pytest.mark.parametrize("method", ["qat", "lsq", "dorefa"])
+def test_single_weights_stay_zero_under_a_quantizer_that_trains(method):
+    task, candidate = candidate_of("residual", "level", 0.75)
+    config = {"prune": {"method": "level", "sparsity": 0.75}, "quantize": {"method": method, "bits": 4}}
+    network = nc.compress(task, config, epochs=1).run.candidate.network
+    for name, mask in candidate.masks.items():
+        assert (network.get_submodule(name).weight[mask == 0] == 0).all()
 
 
 def test_folding_keeps_the_outputs():

@@ -1,0 +1,26 @@
+"""What is broken in NNI 3.0 for pruning, mended from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nni.compression.pruning.tools import sparse_gen
+
+_original = sparse_gen._generate_dependency_sparsity
+
+
+def mend_groups_of_mixed_layers() -> None:
+    """Lets convolutions and linear layers share a group: NNI adds up their metrics, whose shapes differ.
+
+    A metric has one value a channel, whatever the number of further dimensions of size one.
+    """
+    sparse_gen._generate_dependency_sparsity = _of_flat_metrics
+
+
+def _of_flat_metrics(metrics: Any, target_spaces: Any) -> Any:
+    flat = {layer: {name: metric.reshape(-1) for name, metric in found.items()} for layer, found in metrics.items()}
+    masks = _original(flat, target_spaces)
+    return {
+        layer: {name: mask.reshape(metrics[layer][name].shape) for name, mask in found.items()}
+        for layer, found in masks.items()
+    }
