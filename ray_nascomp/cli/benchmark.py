@@ -62,12 +62,12 @@ def benchmark(
     """
     from ray_nascomp.deployment.runtime import compare_latency, make_session
 
-    sessions = [make_session(path, threads) for path in (original, compressed)]
-    _check_alike(*sessions)
+    first, second = (make_session(path, threads) for path in (original, compressed))
+    _check_alike(first, second)
     rows = []
     for batch in batches:
-        inputs = _inputs(sessions[0], batch, dict(shapes))
-        latency = compare_latency(*sessions, inputs, tuple(inputs), rounds)
+        inputs = _inputs(first, batch, dict(shapes))
+        latency = compare_latency(first, second, inputs, tuple(inputs), rounds)
         rows.append({"batch": batch, **vars(latency)})
     sizes = [path.stat().st_size / 1e6 for path in (original, compressed)]
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
@@ -134,7 +135,7 @@ def _try_ray() -> str:
 
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         process = ray.get(ray.remote(lambda: os.getpid()).remote(), timeout=60)
     finally:

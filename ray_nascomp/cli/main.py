@@ -28,9 +28,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except (ConfigError, UntraceableModelError) as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2
-            raise failure from error
+            raise click.UsageError(str(error)) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -87,24 +87,24 @@ def run_search(
     import ray
     from ray import tune
 
-    from ray_nascomp import Results, compression_trainable
+    from ray_nascomp import Results, compression_trainable, restore
     from ray_nascomp.results import FrontReporter
 
     folder = folder.expanduser().resolve()
     trainable = compression_trainable(task, goal, epochs=effort.epochs)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # The live view tells of failed trials.
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # A Ray of this process's own, on this machine.
-        local = {"num_cpus": effort.workers, "include_dashboard": False}
+        options: dict[str, Any] = {"num_cpus": effort.workers, "include_dashboard": False}
     else:
-        local = {"runtime_env": {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}}
+        options = {"runtime_env": {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}}
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         if resume:
-            tuner = tune.Tuner.restore(str(folder), trainable=trainable, resume_unfinished=True)
+            tuner = restore(str(folder), trainable, param_space=space)
         else:
             tuner = tune.Tuner(
                 trainable,
@@ -132,11 +132,15 @@ def run_search(
             ray.shutdown()
 
 
-def nothing_found(results: Results, reason: str) -> click.ClickException:
+class NothingFoundError(click.ClickException):
+    """A search without a result that fulfils the limits."""
+
+    exit_code = NOTHING_FOUND
+
+
+def nothing_found(results: Results, reason: str) -> NothingFoundError:
     """The end of a search that found nothing, with what went wrong most often."""
     troubles = [trial.error or str(trial.metrics.get("reason") or "") for trial in results.trials]
     lines = [text.strip().splitlines()[-1] for text in troubles if text.strip()]
     often = max(set(lines), key=lines.count) if lines else ""
-    failure = click.ClickException(reason + (f"\nMost frequent trouble: {often}" if often else ""))
-    failure.exit_code = NOTHING_FOUND
-    return failure
+    return NothingFoundError(reason + (f"\nMost frequent trouble: {often}" if often else ""))

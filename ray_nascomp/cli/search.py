@@ -50,11 +50,11 @@ def search(file: Path, resume: bool, check: bool, as_json: bool) -> None:
     with messages().status("loading the model and its data"):
         described = read_search(file, resume=None if check else resume)
     if check:
-        rows = described.dimensions()
+        dimensions = described.dimensions()
         if as_json:
-            print_json({"dimensions": dict(rows), "output": str(described.folder)})
+            print_json({"dimensions": dict(dimensions), "output": str(described.folder)})
         else:
-            print_table(("dimension", "values"), rows)
+            print_table(("dimension", "values"), dimensions)
         return
     results = run_search(
         described.task,

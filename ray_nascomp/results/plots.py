@@ -179,8 +179,8 @@ class _Axis:
         values = [v for v in column.values() if _is_there(v)]
         self._is_numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
         self._labels = [] if self._is_numeric else sorted(set(map(str, values)))
-        numbers = values if self._is_numeric else list(range(len(self._labels)))
-        self._low, self._high = (min(numbers), max(numbers)) if numbers else (0.0, 0.0)
+        numbers: list[float] = list(values) if self._is_numeric else list(range(len(self._labels)))
+        self._low, self._high = min(numbers, default=0.0), max(numbers, default=0.0)
         self._is_logarithmic = self._low > 0 and self._high > _DECADES * self._low
         self._column = column
 
