@@ -59,6 +59,17 @@ def per_name(value: Any, key: str, names: Collection[str], what: str) -> dict[st
     return dict(value)
 
 
+def all_numbers(
+    values: dict[str, Any], key: str, lower: float, upper: float, include_lower: bool = True, include_upper: bool = True
+) -> dict[str, float]:
+    """The dict's numbers between two bounds, to nine digits; see `number`."""
+    for name, value in values.items():
+        if type(value) is not float or not lower < value < upper:
+            value = number(value, f"{key}.{name}", lower, upper, include_lower, include_upper)
+        values[name] = round(value, 9)
+    return values
+
+
 def whole(value: Any, key: str) -> int:
     """A whole number of 1 or more."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:

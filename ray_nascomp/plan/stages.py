@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_nascomp import registry
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.plan.checks import ALL, check_keys, choice, mapping, number, per_name, whole
+from ray_nascomp.plan.checks import ALL, all_numbers, check_keys, choice, mapping, number, per_name, whole
 from ray_nascomp.pruners import CHANNEL_METHODS, SCHEDULES, WEIGHT_METHODS, schedule_refusal
 from ray_nascomp.quantizers import QUANTIZER_BITS, refusal
 
@@ -67,8 +67,7 @@ class PruneStage:
         """
         check_keys(section, cls, "prune")
         sparsity = per_name(section.get("sparsity", {}), "prune.sparsity", groups, "group")
-        for name, value in sparsity.items():
-            sparsity[name] = round(number(value, f"prune.sparsity.{name}", 0.0, 1.0, include_upper=False), 9)
+        sparsity = all_numbers(sparsity, "prune.sparsity", 0.0, 1.0, include_upper=False)
         method = choice(section, "prune", "method", prune_methods(), cls.method)
         scope = choice(section, "prune", "scope", ("group", "global"), cls.scope)
         schedule = choice(section, "prune", "schedule", ("one_shot", *SCHEDULES, "fused"), cls.schedule)
@@ -127,8 +126,7 @@ class LowRankStage:
         """
         check_keys(section, cls, "low_rank")
         rank = per_name(section.get("rank", {}), "low_rank.rank", layers, "layer")
-        for name, value in rank.items():
-            rank[name] = round(number(value, f"low_rank.rank.{name}", 0.0, 1.0, include_lower=False), 9)
+        rank = all_numbers(rank, "low_rank.rank", 0.0, 1.0, include_lower=False)
         energy = section.get("energy")
         if energy is not None:
             if rank:
@@ -253,6 +251,8 @@ class QuantizeStage:
         bits = per_name(given, "quantize.bits", layers, "layer")
         allowed = bits_of(method)
         for name, value in bits.items():
+            if type(value) is int and value in allowed:
+                continue
             if isinstance(value, bool) or value not in allowed:
                 reason = refusal(method, value)
                 key = f"quantize.bits.{name} with method {method!r}"
