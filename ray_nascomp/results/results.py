@@ -362,4 +362,8 @@ def _recorded_goal(trials: list[TrialRecord]) -> Goal:
         text = trial.metrics.get("goal")
         if isinstance(text, str):
             return Goal.from_json(text)
+    failed = [trial for trial in trials if trial.error]
+    if failed and len(failed) == len(trials):
+        last = failed[0].error.strip().splitlines()[-1]
+        raise ConfigError(f"all {len(trials)} trials failed; {failed[0].trial_id} with {last}")
     raise ConfigError("goal: none was given and no trial has reported one; Results(..., goal=Goal(...)) is needed")

@@ -277,6 +277,13 @@ def test_folders_that_hold_no_experiment_are_refused(tmp_path):
         nc.Results(tmp_path)
 
 
+def test_a_search_whose_trials_all_failed_says_why(tmp_path):
+    for number in range(2):
+        write_trial(tmp_path, f"t{number}", [], error="Traceback\nModuleNotFoundError: No module named 'digits'")
+    with pytest.raises(ConfigError, match="all 2 trials failed; t0 with ModuleNotFoundError: No module named 'digits'"):
+        nc.Results(tmp_path)
+
+
 def test_a_trial_without_files_says_so(folder):
     best = nc.Results(folder).best("cost")
     with pytest.raises(ConfigError, match="has no checkpoint"):
