@@ -5,7 +5,9 @@ What is large in a text, because a reader wants a good result, is small here.
 
 from __future__ import annotations
 
+import itertools
 import re
+import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -129,3 +131,29 @@ def test_the_search_files_of_the_guide_have_known_keys():
     assert len(files) == 2
     for content in files:
         assert set(tomllib.loads(content)) <= set(_KEYS)
+
+
+def command_lines() -> list[str]:
+    """Every command of ours in a text or in a help text, as one would type it."""
+    from ray_nascomp.cli import main
+
+    texts = [path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))]
+    texts += [command.help or "" for command in (main, *main.commands.values())]
+    lines = {line for text in texts for line in re.findall(r"^ +(ray-nascomp .+)$", text, re.MULTILINE)}
+    return sorted(line for line in lines if "COMMAND" not in line)
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_every_command_line_is_one_that_the_command_takes(line, tmp_path, monkeypatch):
+    from ray_nascomp.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    _, *words = shlex.split(line)
+    words = list(itertools.takewhile(lambda word: word not in ("|", ">"), words))
+    for word in words:
+        if word.endswith((".onnx", ".toml")):
+            (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / word).touch()
+    if words != ["--help"]:
+        name, *arguments = words
+        main.commands[name].make_context(name, arguments)
