@@ -144,6 +144,29 @@ def test_few_bits_and_integer_inputs_run_in_integer_kernels(mixed, tmp_path):
     assert np.abs(run_session(session, ids, ("ids",)) - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_convolutions_of_few_bits_run_in_integer_kernels(mixed, tmp_path, bits):
+    network, ids, proto = mixed
+    weights = {"conv": network.conv.weight.detach().numpy()}
+    scales = scales_of(weights["conv"], bits)
+    inputs, outputs = ActivationScale(0.03, 128), ActivationScale(0.05, 120)
+    found = insert_quantization(proto, weights, {"conv": LayerScales(scales.weight, inputs, outputs, bits)})
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session = onnxruntime.InferenceSession(found.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert "QLinearConv" in {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    weight = torch.from_numpy(scales.integers(weights["conv"]) * scales.weight[:, None, None])
+    with torch.no_grad():
+        rows = network.embedding(ids).transpose(1, 2)
+        rows = ((rows / 0.03).round() + 128).clamp(0, 255).sub(128) * 0.03
+        features = torch.conv1d(rows, weight, network.conv.bias, padding=1)
+        features = ((features / 0.05).round() + 120).clamp(0, 255).sub(120) * 0.05
+        hidden = network.tokens(torch.relu(features).transpose(1, 2))
+        expected = network.head(torch.relu(hidden).mean(1)).numpy()
+    # A value between two steps may fall to either.
+    assert np.abs(run_session(session, ids, ("ids",)) - expected).max() < 0.02 * np.abs(expected).max()
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
