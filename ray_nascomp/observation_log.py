@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -37,16 +36,16 @@ class Record:
     Attributes:
         config: The trial's config, nested.
         trial_id: Tune's id of the trial.
-        session: The run of the driver in which it was written.
+        run: The run of the driver in which it was written.
         reports: Training iteration -> metrics, as the trainable gave them.
         checkpoint: The last checkpoint's folder, relative to the experiment's; "" if there is none.
         checkpoint_iteration: The training iteration of that checkpoint.
-        time: Unix time of the last report, seconds.
+        time: Unix time of the last report, seconds; 0 before the first.
     """
 
     config: Mapping[str, Any]
     trial_id: str
-    session: str = ""
+    run: str = ""
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)
     checkpoint: str = ""
     checkpoint_iteration: int = 0
@@ -103,7 +102,6 @@ class ObservationLog:
         A storage that fails is the search's to survive: it loses this record's protection, and
         says so.
         """
-        record.time = time.time()
         try:
             self._write_text(f"{_PREFIX}{_key(record.config)}.json", record.to_json())
         except OSError as error:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow.fs
-import ray
 from ray import tune
 
 from ray_nascomp.errors import ConfigError
@@ -23,6 +24,7 @@ from ray_nascomp.observation_log import ObservationLog, Record
 logger = logging.getLogger(__name__)
 
 _END = {"__duplicate__": True, "done": True}
+_ANSWERED_FILE = "answered-from-the-log"
 
 
 def recorded(trainable: type[tune.Trainable], identity: Mapping[str, Any] | None = None) -> type[tune.Trainable]:
@@ -45,6 +47,7 @@ def recorded(trainable: type[tune.Trainable], identity: Mapping[str, Any] | None
 
     class Recorded(trainable):  # type: ignore[misc, valid-type]
         identity: Mapping[str, Any] | None
+        run: str
         _log: ObservationLog | None
         _record: Record
         _inner_iteration: int
@@ -70,12 +73,13 @@ def recorded(trainable: type[tune.Trainable], identity: Mapping[str, Any] | None
             if "__duplicate__" not in result:
                 self._inner_iteration = iteration
                 self._record.reports[iteration] = dict(result)
+                self._record.time = time.time()
                 self._write_record()
             return result
 
         def save(self, checkpoint_dir: str | None = None) -> Any:
             saved = super().save(checkpoint_dir)
-            if self._log is not None and self._record.checkpoint_iteration != self._iteration:
+            if self._log is not None and not self._is_ahead():
                 path = PurePosixPath(saved.checkpoint.path)
                 if path.is_relative_to(self._log.path):
                     self._record.checkpoint = str(path.relative_to(self._log.path))
@@ -86,13 +90,19 @@ def recorded(trainable: type[tune.Trainable], identity: Mapping[str, Any] | None
         def save_checkpoint(self, checkpoint_dir: str) -> Any:
             if self._storage is None:
                 return super().save_checkpoint(checkpoint_dir)
-            behind = self._inner_iteration < self._iteration
-            if behind and self._record.checkpoint_iteration == self._iteration and self._fetch(checkpoint_dir):
-                return checkpoint_dir
+            if self._inner_iteration < self._iteration:
+                if self._record.checkpoint_iteration == self._iteration and self._fetch(checkpoint_dir):
+                    return checkpoint_dir
+                if self._is_ahead():  # More answers follow: whoever loads this starts over and repeats them.
+                    (Path(checkpoint_dir) / _ANSWERED_FILE).touch()
+                    return checkpoint_dir
             self._catch_up()
             return super().save_checkpoint(checkpoint_dir)
 
         def load_checkpoint(self, checkpoint: Any) -> None:
+            if isinstance(checkpoint, str) and (Path(checkpoint) / _ANSWERED_FILE).exists():
+                self._start_over()
+                return
             try:
                 super().load_checkpoint(checkpoint)
                 self._inner_iteration = self._iteration
@@ -103,7 +113,7 @@ def recorded(trainable: type[tune.Trainable], identity: Mapping[str, Any] | None
         def _open_record(self, config: dict[str, Any]) -> None:
             storage, self._inner_iteration = self._storage, 0
             self._log = ObservationLog(storage.storage_filesystem, storage.experiment_fs_path) if storage else None
-            self._record = Record(copy.deepcopy(config), self.trial_id, _session())
+            self._record = Record(copy.deepcopy(config), self.trial_id, self.run)
             if self._log is None:
                 return
             if identity is not None:
@@ -111,11 +121,16 @@ def recorded(trainable: type[tune.Trainable], identity: Mapping[str, Any] | None
             known = self._log.read(config)
             if known is None:
                 return
-            if known.session == self._record.session and known.trial_id != self.trial_id:
+            if known.run == self.run and known.trial_id != self.trial_id:
                 self._log = None  # The config is another trial's, which keeps its record.
                 return
-            known.trial_id, known.session = self._record.trial_id, self._record.session
+            known.trial_id, known.run = self.trial_id, self.run
             self._record = known
+            self._write_record()
+
+        def _is_ahead(self) -> bool:
+            """Whether the record holds answers that are still to be given."""
+            return max(self._record.reports, default=0) > self._iteration
 
         def _write_record(self) -> None:
             if self._log is not None:
@@ -143,15 +158,12 @@ def recorded(trainable: type[tune.Trainable], identity: Mapping[str, Any] | None
                 return False
             return any(Path(folder).iterdir())
 
-    Recorded.identity = identity
+    Recorded.identity, Recorded.run = identity, new_run()
     Recorded.__name__ = Recorded.__qualname__ = trainable.__name__
     Recorded.__doc__ = trainable.__doc__
     return Recorded
 
 
-def _session() -> str:
-    """Names this run of the driver; "" outside Ray."""
-    if not ray.is_initialized():
-        return ""
-    node = ray._private.worker._global_node
-    return f"{getattr(node, 'session_name', '')}/{ray.get_runtime_context().get_job_id()}"
+def new_run() -> str:
+    """Names a run of the driver: what an earlier one has logged is answered, the same one's repetitions are not."""
+    return uuid.uuid4().hex

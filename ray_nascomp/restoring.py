@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow.fs
@@ -14,6 +13,7 @@ from ray import cloudpickle, tune
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.observation_log import ObservationLog, snapshot_statuses
+from ray_nascomp.recorded import new_run
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ def restore(
     identity = getattr(trainable, "identity", None)
     if identity is not None:
         folder.log.claim(identity)
+    if hasattr(trainable, "run"):
+        trainable.run = new_run()
     generator = _whole_snapshot(folder)
     if generator is None:
         return _start_anew(folder, path, trainable, param_space, storage_filesystem)
@@ -109,9 +111,7 @@ def _whole_snapshot(folder: _Folder) -> dict[str, Any] | None:
         return {}
     try:
         generator = cloudpickle.loads(folder.read(names[1]))
-        # Ours ends with its tail; a stranger's searcher is none of our business.
-        tail = folder.read(names[2]).splitlines()[-1] if names[2] is not None else b"{}"
-        if tail.startswith(b'{"') and not isinstance(json.loads(tail), dict):
+        if names[2] is not None and not _is_whole_state(folder.read(names[2])):
             return None
     except Exception as error:  # A pickle cut short raises nearly anything.
         logger.warning("Tune's snapshot in %s is damaged: %s", folder.path, error)
@@ -121,6 +121,13 @@ def _whole_snapshot(folder: _Folder) -> dict[str, Any] | None:
         logger.warning("Tune's snapshot in %s is torn: its parts are of different moments", folder.path)
         return None
     return dict(generator)
+
+
+def _is_whole_state(content: bytes) -> bool:
+    """Whether a state of our searchers ends with its tail; one of another kind counts as whole unless it is empty."""
+    if not content.startswith(b"{"):
+        return bool(content)
+    return content.endswith(b"\n") and content.splitlines()[-1].startswith(b'{"tail"')
 
 
 def _point_new_trials_here(folder: _Folder, generator: dict[str, Any]) -> None:
@@ -174,6 +181,4 @@ def _known_space(folder: _Folder) -> Mapping[str, Any] | None:
 
 
 def _absolute(path: str) -> str:
-    from pathlib import Path
-
     return str(path).rstrip("/") if "://" in str(path) else str(Path(path).expanduser().resolve())

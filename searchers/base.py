@@ -20,10 +20,10 @@ from ray.tune.search import Searcher
 
 from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.goals import Goal
-from ray_nascomp.observation_log import Record, plain, snapshot_statuses, take_records
+from ray_nascomp.observation_log import plain
 from ray_nascomp.observations import Observation, Status
-from ray_nascomp.searchers.recovery import plan_recovery
-from ray_nascomp.searchers.state import read_observations, read_state, write_state
+from ray_nascomp.searchers.saved import SavedSearcher
+from ray_nascomp.searchers.state import read_observations
 from ray_nascomp.space import Space
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _RANDOM_TRIES = 2000
 _KNOWN_LIMIT = 20_000
 
 
-class GoalSearcher(Searcher):
+class GoalSearcher(SavedSearcher):
     """A searcher for a goal.
 
     Args:
@@ -235,88 +235,6 @@ class GoalSearcher(Searcher):
         losses = np.array([row[1] for row in chosen]).reshape(len(chosen), len(self.goal.objectives))
         return encoded, losses, np.array([row[2] for row in chosen], dtype=float)
 
-    def save(self, checkpoint_path: str) -> None:
-        """Writes the whole state as lines of JSON."""
-        tail = {
-            "pending": self._pending,
-            "reports": self._reports,
-            "points": self._points,
-            "lost": self._lost,
-            "held": self._held,
-            "rng": self.rng.bit_generator.state,
-            "own": self.own_state(),
-        }
-        head = {"space": self._space.to_dict() if self._space is not None else None}
-        write_state(checkpoint_path, head, self.observations, tail)
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Goes on from what `save` has written; from a file cut short, with what is whole of it.
-
-        Raises:
-            ConfigError: If nothing of it is.
-        """
-        head, self.observations, tail = read_state(checkpoint_path)
-        if self._space is None and head["space"] is not None:
-            self._space = Space.from_dict(head["space"])
-        self._pending = tail.get("pending", {})
-        self._reports = {
-            trial_id: {int(iteration): metrics for iteration, metrics in reports.items()}
-            for trial_id, reports in tail.get("reports", {}).items()
-        }
-        self._points = tail.get("points", self._points)
-        self._lost, self._held = tail.get("lost", []), tail.get("held")
-        if "rng" in tail:
-            self.rng.bit_generator.state = tail["rng"]
-        self.load_own_state(tail.get("own") or self.own_state())
-        self._index()
-
-    def restore_from_dir(self, checkpoint_dir: str) -> None:
-        """Restores from Tune's copy of an experiment's folder: own state, snapshot, and observation log.
-
-        Raises:
-            RuntimeError: If no state in the folder can be read.
-        """
-        folder = Path(checkpoint_dir)
-        for path in sorted(folder.glob(self.CKPT_FILE_TMPL.format("*")), reverse=True):
-            try:
-                self.restore(str(path))
-                break
-            except ConfigError as error:
-                logger.warning("%s; an earlier one is taken", error)
-        else:
-            raise RuntimeError(f"{type(self).__name__} finds no state in {folder} that can be read")
-        snapshot = max(folder.glob("experiment_state-*.json"), default=None)
-        records = take_records(folder)
-        if snapshot is not None:
-            self._recover(records, snapshot_statuses(snapshot.read_text(errors="replace")))
-
-    def take_up(self, records: Sequence[Record]) -> None:
-        """Has what the observation log knows suggested again, for a search that starts anew in its folder."""
-        self._lost = [dict(record.config) for record in records]
-
-    def own_state(self) -> dict[str, Any]:
-        """What a searcher keeps beyond the observations, as plain values."""
-        return {}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `own_state` has given."""
-
-    def _next_lost(self) -> dict[str, Any] | None:
-        """A config that the log knows and Tune has lost; its trial answers from the log.
-
-        The searcher's own next proposal comes first if it is one of them, so that a search of one
-        trial at a time takes the way it took before; if not, it is held until they are through.
-        """
-        self._lost = [config for config in map(self.space.canonical, self._lost) if self.is_new(config)]
-        if not self._lost:
-            return None
-        self._held = self._held or self._next_of_its_own()
-        keys = [self.key(config) for config in self._lost]
-        if self._held is None or self.key(self._held) not in keys:
-            return self._lost.pop(0)
-        config, self._held = self._lost.pop(keys.index(self.key(self._held))), None
-        return config
-
     def _next_of_its_own(self) -> dict[str, Any] | None:
         held, self._held = self._held, None
         if held is not None and self.is_new(held):
@@ -347,32 +265,6 @@ class GoalSearcher(Searcher):
         self._rows.append(self._row(observation))
         self._keys.add(self.key(observation.config))
         self.observed(observation, reports or {observation.fidelity: observation.metrics})
-
-    def _index(self) -> None:
-        """Rebuilds what follows from observations and running trials."""
-        if self._space is not None:
-            configs = [*(o.config for o in self.observations), *self._pending.values()]
-            self._keys = {self.key(config) for config in configs}
-            self._rows = [self._row(observation) for observation in self.observations]
-
-    def _recover(self, records: Sequence[Record], statuses: Mapping[str, str]) -> None:
-        plan = plan_recovery(records, statuses, self.observations, self._pending)
-        self.observations = [o for o in self.observations if o.trial_id not in plan.forget]
-        self._pending = {trial_id: c for trial_id, c in self._pending.items() if trial_id not in plan.forget}
-        self._pending.update({trial_id: self.space.canonical(c) for trial_id, c in plan.resume.items()})
-        if plan.forget or plan.resume:
-            self.load_own_state(self.own_state())
-            self._index()
-        for record, is_error in plan.complete:
-            self._pending.setdefault(record.trial_id, self.space.canonical(record.config))
-            for iteration, report in record.reports.items():
-                self.on_trial_result(record.trial_id, {**report, "training_iteration": iteration})
-            last = max(record.reports, default=0)
-            result = {**record.reports.get(last, {}), "training_iteration": last}
-            self.on_trial_complete(record.trial_id, None if is_error else result, error=is_error)
-        self._lost = [*map(dict, plan.lost), *self._lost]
-        if self._lost:
-            logger.info("%d trials that Tune has lost are taken from the observation log", len(self._lost))
 
     def _row(self, observation: Observation) -> tuple[np.ndarray, np.ndarray, float]:
         metrics = observation.metrics

@@ -7,7 +7,7 @@ import pyarrow.fs
 import pytest
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.observation_log import ObservationLog, Record, take_records
+from ray_nascomp.observation_log import ObservationLog, Record, snapshot_statuses, take_records
 
 CONFIG = {"prune": {"sparsity": 0.5}, "quantize": {"bits": 8}}
 
@@ -35,8 +35,8 @@ def test_what_is_written_is_read_and_replaced_whole(tmp_path):
 
 
 def test_a_record_cut_anywhere_is_passed_over_and_the_others_are_read(tmp_path):
-    log(tmp_path).write(record(config={"x": 1}, trial_id="whole"))
-    log(tmp_path).write(record())
+    log(tmp_path).write(record(config={"x": 1}, trial_id="whole", time=1.0))
+    log(tmp_path).write(record(time=2.0))
     path = next(path for path in tmp_path.iterdir() if '"a"' in path.read_text())
     content = path.read_bytes()
     for length in range(len(content)):
@@ -71,3 +71,10 @@ def test_local_copies_are_taken_away_so_that_tune_does_not_upload_them_again(tmp
     (tmp_path / "experiment_state-1.json").write_text(json.dumps({}))
     assert [entry.trial_id for entry in take_records(tmp_path)] == ["a"]
     assert [path.name for path in tmp_path.iterdir()] == ["experiment_state-1.json"]
+
+
+def test_a_snapshot_cut_anywhere_is_no_snapshot():
+    trials = [[json.dumps({"trial_id": name, "status": "TERMINATED"}), "{}"] for name in ("a", "b")]
+    text = json.dumps({"trial_data": trials, "runner_data": {}})
+    assert snapshot_statuses(text) == {"a": "TERMINATED", "b": "TERMINATED"}
+    assert all(snapshot_statuses(text[:length]) == {} for length in range(len(text)))

@@ -16,6 +16,7 @@ from pathlib import Path
 from search_process import GOAL, SPACE, STEPS, evaluate
 
 from ray_nascomp.observation_log import Record
+from ray_nascomp.results import Results
 from ray_nascomp.searchers import EvolutionarySearch
 
 SCRIPT = Path(__file__).with_name("search_process.py")
@@ -104,6 +105,9 @@ class KilledSearch:
         assert set(results) == set(told)
         for _, finished in self.finished_at_kills:
             assert finished <= set(results)
+        read = Results(self.experiment, GOAL).trials
+        assert sorted(json.dumps(dict(trial.config), sort_keys=True) for trial in read) == sorted(results)
+        assert {trial.status for trial in read} == {"completed"}
 
     def _start(self, how: str) -> subprocess.Popen:
         cwd = self.root / f"cwd{len(self.finished_at_kills)}"

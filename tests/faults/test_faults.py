@@ -152,6 +152,29 @@ def test_a_retrained_task_under_the_same_folder_is_refused(ray_session, tmp_path
     assert "task: 'trained again' was given" in str(grid.errors[0])
 
 
+@pytest.mark.slow
+def test_an_answered_trial_that_saves_at_every_step_computes_nothing(ray_session, tmp_path):
+    trainable = tune.with_parameters(recorded(Faulty), folder=str(tmp_path))
+    tune.Tuner(
+        trainable,
+        param_space={"fault": tune.grid_search(["none", "nan"])},
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path),
+            name="run",
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+        ),
+    ).fit()
+    for path in (tmp_path / "run").glob("experiment_state-*.json"):
+        path.unlink()
+    grid = nc.restore(str(tmp_path / "run"), trainable, param_space={"fault": tune.grid_search(["none", "nan"])}).fit()
+    assert (tmp_path / "computed none").read_text().split() == ["1", "2", "3"]
+    assert [result.metrics["training_iteration"] for result in grid] == [3, 3]
+    folders = [Path(result.checkpoint.path) for result in grid]
+    assert [(folder / "position").read_text() for folder in folders] == ["3", "3"]
+    assert len(nc.Results(tmp_path / "run", GOAL)) == 2
+
+
 def test_a_hang_in_native_code_ends_the_process_with_its_stacks():
     code = (
         "import ctypes, ray_nascomp.time_limit as t\n"
