@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ray_nascomp.costs import CostModel
     from ray_nascomp.errors import ConfigError, InfeasibleError
     from ray_nascomp.goals import Constraint, Goal, Objective
+    from ray_nascomp.loading import load
     from ray_nascomp.model_spec import ModelSpec
     from ray_nascomp.observations import Observation
     from ray_nascomp.pipeline import compress, compress_steps
@@ -51,6 +52,7 @@ _EXPORTS = {
     "compress_steps": "pipeline",
     "compression_space": "builders",
     "compression_trainable": "trial",
+    "load": "loading",
     "rank": "space",
     "recorded": "recorded",
     "register": "registry",
@@ -71,15 +73,20 @@ __all__ = [
     "ModelSpec",
     "Objective",
     "Observation",
+    "Pruner",
+    "Quantizer",
     "Results",
+    "Stage",
     "Task",
     "bits",
     "compress",
     "compress_steps",
     "compression_space",
     "compression_trainable",
+    "load",
     "rank",
     "recorded",
+    "register",
     "restore",
     "sparsity",
     "time_limited",

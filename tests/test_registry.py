@@ -91,7 +91,6 @@ def test_an_own_pruner_chooses_what_goes(own_parts, task):
 def test_an_own_quantizer_sets_the_scales(own_parts, task):
     config = {"quantize": {"method": "clipped", "bits": {"hidden": 4}}}
     run = nc.compress(task, config, epochs=0).run
-    import onnx
 
     scales = {
         i.name: onnx.numpy_helper.to_array(i) for i in onnx.load_from_string(run.artifact.content).graph.initializer

@@ -7,6 +7,7 @@ indices of the removed channels.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,11 @@ from ray_nascomp.pipeline.measure import Artifact
 from ray_nascomp.pipeline.prepare import rebuild_prepared
 from ray_nascomp.pipeline.report import goal_of
 from ray_nascomp.plan import CompressionPlan
+from ray_nascomp.tasks.calling import tensors_of
 
 if TYPE_CHECKING:
     from ray_nascomp.pipeline.run import CompressionRun
+    from ray_nascomp.tasks.base import Task
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.safetensors"
@@ -43,6 +46,7 @@ def save_run(run: CompressionRun, folder: Path) -> None:
         tensors = {f"network.{name}": value for name, value in run.candidate.network.state_dict().items()}
         tensors |= {f"mask.{name}": value for name, value in run.candidate.masks.items()}
         tensors |= {f"scale.{name}": torch.from_numpy(scales.weight) for name, scales in _calibration(run).items()}
+        tensors |= {f"example.{name}": value for name, value in _example_inputs(run.task).items()}
         tensors |= {f"map.{index:04}": value for index, value in enumerate(run._trainer.maps)}
         if run.optimizer is not None and not run.is_done:
             tensors |= _optimizer_tensors(run.optimizer, run.candidate.network)
@@ -64,6 +68,7 @@ def save_run(run: CompressionRun, folder: Path) -> None:
         "goal": json.loads(goal_of(run.task, run.goal).to_json()),
         "task": run.task.fingerprint,
         "input_names": list(run.task.input_names),
+        "transformers": _described_model(run.task),
         "removed": run.candidate.removed if run.candidate is not None else None,
         "ranks": run.costs.ranks(run.plan) if run.candidate is not None else {},
         "is_prepared": run.candidate is not None and run.candidate.is_prepared,
@@ -114,9 +119,9 @@ def restore_run(run: CompressionRun, folder: Path) -> None:
         raise ConfigError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
     if manifest["removed"] is not None:
         run.candidate = _rebuild(run, manifest, tensors)
-        run._trainer.maps = list(_with_prefix(tensors, "map.").values())
+        run._trainer.maps = list(with_prefix(tensors, "map.").values())
         run._trainer.masks = run.candidate.masks
-        optimizer = _with_prefix(tensors, "optimizer.")
+        optimizer = with_prefix(tensors, "optimizer.")
         if optimizer:
             run.optimizer = run._trainer.make_optimizer(run.candidate.network)
             _load_optimizer(run.optimizer, run.candidate.network, optimizer)
@@ -132,15 +137,24 @@ def _rebuild(run: CompressionRun, manifest: dict[str, Any], tensors: dict[str, T
     candidate = rebuild_candidate(run.task, run.plan, removed, manifest["ranks"])
     if manifest["is_prepared"]:
         rebuild_prepared(candidate, run.task, manifest["smoothed"])
-    candidate.network.load_state_dict(_with_prefix(tensors, "network."))
-    candidate.masks = _with_prefix(tensors, "mask.")
+    candidate.network.load_state_dict(with_prefix(tensors, "network."))
+    candidate.masks = with_prefix(tensors, "mask.")
     candidate.calibration = {
         name: _scales(facts, tensors[f"scale.{name}"]) for name, facts in manifest["calibration"].items()
     }
     return candidate
 
 
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def nested(tensors: Mapping[str, Tensor]) -> Any:
+    """Inputs of a model that were saved by name: a tensor, a tuple or a dict of tensors."""
+    if all(name.isdigit() for name in tensors):
+        values = tuple(tensors[name] for name in sorted(tensors, key=int))
+        return values[0] if len(values) == 1 else values
+    return dict(tensors)
+
+
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
@@ -160,6 +174,23 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensor
         # AdamW counts its steps on the CPU wherever the weights lie.
         device = "cpu" if entry == "step" else parameters[name].device
         optimizer.state[parameters[name]][entry] = value.to(device)
+
+
+def _example_inputs(task: Task) -> dict[str, Tensor]:
+    """Inputs of two samples, from which a loader traces the network."""
+    inputs = task.example_inputs
+    if isinstance(inputs, Mapping):
+        return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    return {str(index): value for index, value in enumerate(tensors_of(inputs).values())}
+
+
+def _described_model(task: Task) -> dict[str, Any] | None:
+    """Class and config of a model of transformers; None for any other."""
+    kind = type(task.model)
+    if not kind.__module__.startswith("transformers."):
+        return None
+    config: Any = task.model.config
+    return {"class": kind.__name__, "config": config.to_dict()}
 
 
 def _calibration(run: CompressionRun) -> Calibration:
