@@ -27,7 +27,11 @@ QUANTIZER_BITS: dict[str, tuple[int, ...]] = {
 """Method -> bits of weights, ascending."""
 
 EMBEDDING_BITS = (4, 8)
-"""Bits of embeddings, whatever the method."""
+"""Bits of embeddings, whatever the method.
+
+Cosine of MiniLM's sentence embeddings to the original's with all three tables in so many bits, 120
+sentences, without training: 8 bits .9998, 4 bits .967, 3 bits .886, 2 bits .512.
+"""
 
 _ONE_BIT = "one-bit integers of NNI are 0 alone; signs are what 'bnn' has"
 _REASONS: dict[tuple[str, int], str] = {

@@ -6,6 +6,7 @@ arXiv 1603.05279.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,12 @@ class Bnn(Startable, BNNQuantizer):
         for _, _, space in self.targets():
             space.apply_method = "bnn_rows"
 
-    def start(self, calibration: Calibration, is_fresh: bool) -> None:
+    def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`."""
         for layer, _, space in self.targets():
             weight = space.target.detach()
             magnitude = torch.from_numpy(calibration[layer].weight)
-            if is_fresh:
+            if layer in fresh:
                 magnitude = weight.flatten(1).abs().mean(dim=1)
             space._wrapper.register_buffer("row_magnitude", like_rows(magnitude, weight).to(weight.device))
 

@@ -5,6 +5,7 @@ Weights squeezed by tanh: Zhou et al. 2016, arXiv 1606.06160.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class DoReFa(Startable, DoReFaQuantizer):
             track_min_max_val(wrapper, target_name, target)
             set_affine(wrapper.quantization_target_spaces[target_name])
 
-    def start(self, calibration: Calibration, is_fresh: bool) -> None:
+    def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`."""
         for layer, target, space in self.targets():
             if target != WEIGHT:

@@ -119,8 +119,8 @@ def fused_compression(
     embeddings.close()
     for name, (group, _) in wanted.items():
         for layer in set(group.layers) & set(calibration):
-            rows = np.delete(calibration[layer].weight, removed[name])
-            calibration[layer] = replace(calibration[layer], weight=rows)
+            left = np.delete(calibration[layer].weight, removed[name])
+            calibration[layer] = replace(calibration[layer], weight=left)
     return FusedResult(removed, model.state_dict(), calibration)
 
 

@@ -5,7 +5,7 @@ LSQ: Esser et al. 2020, arXiv 1902.08153. LSQ+: Bhalgat et al. 2020, arXiv 2004.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +23,13 @@ SIGNED_ZERO = 128
 class Lsq(Startable, LsqQuantizer):
     """NNI's LSQ. Its scales start at a value that fits, not at 0.01."""
 
-    def start(self, calibration: Calibration, is_fresh: bool) -> None:
+    def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`. Weights start at 2 mean |w| / sqrt(largest integer), as published."""
         self.is_init = True
         for layer, target, space in self.targets():
             if target == WEIGHT:
                 scale = torch.from_numpy(calibration[layer].weight)
-                if is_fresh:
+                if layer in fresh:
                     scale = self.first_weight_scale(space.target.detach().flatten(1), space.qmax)
                 _set_scale(space, like_rows(scale, space.target), 0.0)
             else:
@@ -67,13 +67,13 @@ class LsqPlus(Startable, LsqPlusQuantizer):
     asymmetric kernel for it.
     """
 
-    def start(self, calibration: Calibration, is_fresh: bool) -> None:
+    def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`. Weights start at three deviations around the mean, as published."""
         self.is_init = True
         for layer, target, space in self.targets():
             if target == WEIGHT:
                 scale = torch.from_numpy(calibration[layer].weight)
-                if is_fresh:
+                if layer in fresh:
                     rows = space.target.detach().flatten(1)
                     mean, reach = rows.mean(dim=1), 3 * rows.std(dim=1, correction=0)
                     scale = torch.maximum((mean - reach).abs(), (mean + reach).abs()) / (space.qmax + 1)

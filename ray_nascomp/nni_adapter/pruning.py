@@ -88,7 +88,8 @@ def weight_masks(
     Args:
         model: The model; its weights stay as they are.
         task: The task.
-        sparsity: Layer name -> share of weights to remove, in [0, 1); for "2:4" 0 or 0.5.
+        sparsity: Layer name -> share of weights to remove, in [0, 1); with "2:4", whatever is
+            above 0 means one half.
         method: A method of `WEIGHT_METHODS`.
         seed: Order of the training batches, dropout.
 
@@ -96,7 +97,7 @@ def weight_masks(
         Layer name -> mask of zeros and ones, shaped as the weight.
 
     Raises:
-        ConfigError: For an unknown method, and a layer or sparsity that "2:4" cannot have.
+        ConfigError: For an unknown method, and a layer that "2:4" cannot have.
     """
     check_method(method, WEIGHT_METHODS)
     config = weight_entries(model, sparsity, method)
@@ -115,12 +116,16 @@ def weight_entries(model: nn.Module, sparsity: Mapping[str, float], method: str)
             entry["granularity"] = [1]
         if method == "2:4":
             module: Any = model.get_submodule(name)
-            if value != 0.5 or not isinstance(module, nn.Linear) or module.in_features % 4:
+            if not isinstance(module, nn.Linear) or module.in_features % 4:
                 raise ConfigError(
-                    f"2:4 on {name!r}: {type(module).__name__} with sparsity {value:g} was given; a linear layer whose "
-                    "inputs are a multiple of 4, with sparsity 0.5, is allowed"
+                    f"2:4 on {name!r}: a {type(module).__name__} was given; a linear layer whose inputs are a multiple "
+                    "of 4 is allowed"
                 )
-            entry |= {"dependency_group_id": name, "internal_metric_block": module.weight.numel() // 4}
+            entry |= {
+                "sparse_ratio": 0.5,
+                "dependency_group_id": name,
+                "internal_metric_block": module.weight.numel() // 4,
+            }
         entries.append(entry)
     return entries
 

@@ -10,6 +10,7 @@ quantized: a file computes with them in floating point.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ class QuantizationSession:
         optimizer: Class and arguments of its optimizer.
         training_step: Function (batch, model) -> loss of that training.
         method: "ptq", or one that trains.
-        start: Scales of an earlier session, from which training goes on; observed anew if absent. For "ptq",
-            scales that were found otherwise, in place of those observed.
+        start: Scales of an earlier session, from which training goes on; what they lack is observed. For
+            "ptq", scales that were found otherwise, in place of those observed.
         weight_scale: For "ptq", where scales of weights come from in place of their largest values.
     """
 
@@ -75,25 +76,26 @@ class QuantizationSession:
         rows = {name: value for name, value in bits.items() if isinstance(model.get_submodule(name), nn.Embedding)}
         layers = {name: value for name, value in bits.items() if name not in rows}
         register_subclasses(model, layers)
-        if method != "ptq" and start is None:
+        known = {name: scales for name, scales in (start or {}).items() if name in layers}
+        fresh = layers.keys() - known.keys()
+        if method != "ptq" and (fresh or any(name in known and known[name].output is None for name in outputs)):
             observing = QuantizationSession(model, task, bits, outputs)
-            observed = observing.calibration()
+            for name, scales in observing.calibration().items():
+                known[name] = replace(known[name], output=scales.output) if name in known else scales
             observing.close()
-        else:
-            observed = start or {}
         self._embeddings = RoundedEmbeddings(model, rows)
-        config = quantizer_entries(layers, outputs, method, observed)
+        config = quantizer_entries(layers, outputs, method, known)
         self._evaluator = make_evaluator(model, task, train or no_training, optimizer, training_step)
         self._quantizer: Any = QUANTIZERS[method](model, config, self._evaluator)
         if method == "ptq":
             self._quantizer.compress(1, None)
             if weight_scale is not None:
                 self._set_weight_scales(weight_scale)
-            self._quantizer.start(observed, is_fresh=start is None)
+            self._quantizer.start(known, fresh)
         else:
             self._evaluator.bind_model(model, self._quantizer._get_param_names_map())
             self._quantizer._fuse_preprocess(self._evaluator)
-            self._quantizer.start(observed, is_fresh=start is None)
+            self._quantizer.start(known, fresh)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

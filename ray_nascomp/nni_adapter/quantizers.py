@@ -5,7 +5,7 @@ QAT: Jacob et al. 2018, arXiv 1712.05877.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,12 @@ class Startable:
             for target, space in spaces.items():
                 yield layer, target, space
 
-    def start(self, calibration: Calibration, is_fresh: bool) -> None:
+    def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """Takes over scales.
 
         Args:
             calibration: Scales of every layer.
-            is_fresh: Whether they come from observation alone, not from an earlier session.
+            fresh: Names of the layers whose scales come from observation alone, not from an earlier session.
         """
 
     def finish(self) -> None:
@@ -54,7 +54,7 @@ class Startable:
 class Ptq(Startable, PtqQuantizer):
     """NNI's post-training quantizer."""
 
-    def start(self, calibration: Calibration, is_fresh: bool) -> None:
+    def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`; layers without scales keep what was observed."""
         for layer, target, space in self.targets():
             if layer not in calibration:
@@ -71,7 +71,7 @@ class Ptq(Startable, PtqQuantizer):
 class Qat(Startable, QATQuantizer):
     """NNI's QAT. Its ranges start from calibration, not from the first training batch alone."""
 
-    def start(self, calibration: Calibration, is_fresh: bool) -> None:
+    def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`."""
         for layer, target, space in self.targets():
             start_range(space, target, calibration[layer])

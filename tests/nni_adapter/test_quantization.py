@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,19 @@ def test_a_session_goes_on_from_the_scales_of_another(digits_task):
         second = session(network, digits_task, bits, method, start=calibration)
         assert (digits_task.predict(network)(digits_task.example_inputs) - outputs).abs().max() < 1e-4
         second.close()
+
+
+def test_what_earlier_scales_lack_is_observed(digits_task):
+    network = folded(digits_task)
+    first = QuantizationSession(network, digits_task, {"head": 8}, ())
+    head = first.calibration()["head"]
+    first.close()
+    own = replace(head, weight=head.weight * 2)
+    second = session(network, digits_task, {"stem.0": 8, "head": 8}, "lsq", start={"head": own})
+    calibration = second.calibration()
+    second.close()
+    np.testing.assert_allclose(calibration["head"].weight, own.weight)
+    assert calibration["stem.0"].output is not None
 
 
 @pytest.mark.parametrize("method", QUANTIZER_BITS)
