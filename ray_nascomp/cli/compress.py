@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ray_nascomp.cli.limits import Bound, Drop, Duration, Limit
-from ray_nascomp.cli.output import as_json_option, messages, print_json, print_table
+from ray_nascomp.cli.output import as_json_option, print_json, print_table, working
 from ray_nascomp.cli.running import Effort, check_folder, nothing_found, run_search, workers_by_default
 from ray_nascomp.cli.sources import load_task, source_options
 from ray_nascomp.errors import ConfigError
@@ -83,7 +85,7 @@ def compress(
     from ray_nascomp.searchers import EvolutionarySearch
 
     check_folder(output / "search", resume)
-    with messages().status("loading the model and its data"):
+    with working("loading the model and its data"):
         task = load_task(**source)
     limits = [limit for limit in (max_latency, max_size, max_params, max_macs) if limit is not None]
     if max_drop is not None:
@@ -111,9 +113,11 @@ def compress(
         raise nothing_found(results, str(error)) from error
     final_epochs = _REFINED * epochs if refine is None else refine
     if final_epochs:
-        chosen = chosen.refine(final_epochs, task=task, folder=output / "refined")
-    measured = _measured(chosen, task)
-    _write(chosen, task, measured, output)
+        with redirect_stdout(sys.stderr):
+            chosen = chosen.refine(final_epochs, task=task, folder=output / "refined")
+    with working("measuring the chosen model"):
+        measured = _measured(chosen, task)
+        _write(chosen, task, measured, output)
     if as_json:
         print_json({"trial": chosen.trial_id, "config": chosen.config, "metrics": measured, "folder": str(output)})
         return

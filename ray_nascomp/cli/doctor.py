@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ray_nascomp.cli.output import as_json_option, messages, print_json, print_table
+from ray_nascomp.cli.output import as_json_option, print_json, print_table, working
 
 _NEEDED = (
     "ray-nascomp", "ray", "torch", "nni", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "moocore", "numpy",
@@ -49,7 +49,7 @@ def doctor(as_json: bool) -> None:
     }
     found: dict[str, dict[str, Any]] = {}
     for name, check in checks.items():
-        with messages().status(f"trying {name}"):
+        with working(f"trying {name}"):
             try:
                 found[name] = {"works": True, "detail": check()}
             except Exception as error:

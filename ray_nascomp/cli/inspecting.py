@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ray_nascomp.cli.output import as_json_option, messages, print_json, print_table
+from ray_nascomp.cli.output import as_json_option, print_json, print_table, working
 from ray_nascomp.cli.sources import load_structure, source_options
 
 
@@ -29,7 +29,7 @@ def inspect(bits: Any, as_json: bool, **source: Any) -> None:
     from ray_nascomp.cli.search_file import describe
     from ray_nascomp.results.results import flat
 
-    with messages().status("tracing the model"):
+    with working("tracing the model"):
         task = load_structure(**source)
         costs = CostModel(task)
         space = flat(compression_space(task, bits=bits))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import click
@@ -17,6 +19,13 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the
 def messages() -> Console:
     """Where progress and remarks go."""
     return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Shows what is being done; what other libraries print meanwhile goes to stderr too."""
+    with messages().status(what), redirect_stdout(sys.stderr):
+        yield
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ray_nascomp.cli.output import as_json_option, messages, print_json, print_table
+from ray_nascomp.cli.output import as_json_option, print_json, print_table, working
 from ray_nascomp.cli.running import nothing_found, run_search
 from ray_nascomp.cli.search_file import read_search
 
@@ -47,7 +47,7 @@ def search(file: Path, resume: bool, check: bool, as_json: bool) -> None:
       name = "pareto_asha"
       grace_period = 3
     """
-    with messages().status("loading the model and its data"):
+    with working("loading the model and its data"):
         described = read_search(file, resume=None if check else resume)
     if check:
         dimensions = described.dimensions()

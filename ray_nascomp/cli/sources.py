@@ -79,8 +79,11 @@ def load_task(
     if data is None:
         raise ConfigError("data: none was given; a HuggingFace model needs some, as in --data FOLDER")
     _check_model(source)
+    from transformers.utils import logging as transformers_logging
+
     from ray_nascomp.tasks.huggingface import HuggingFaceTask
 
+    transformers_logging.disable_progress_bar()
     task = HuggingFaceTask(source, _dataset(data), kind=kind, max_length=max_length, **more)
     if finetune_epochs:
         task = task.finetune(num_train_epochs=finetune_epochs)
@@ -119,6 +122,9 @@ def load_structure(source: str, kind: str | None = None, **options: Any) -> Task
 
 
 def _check_model(source: str) -> None:
+    """Checks that a path leads to a model; keeps its library from drawing bars of its own."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     path = Path(source)
     looks_like_a_path = path.is_absolute() or source.startswith((".", "~"))
     if looks_like_a_path and not (path.expanduser() / "config.json").is_file():
