@@ -62,6 +62,7 @@ class Wide(tune.Trainable):
         return {
             "error": (1 - width) ** 2 + 1 / depth,
             "size": width * depth,
+            "node": context.get_node_id(),
             "final": self._position == STEPS,
         }
 
@@ -77,14 +78,17 @@ def resources(config):
 
 
 class NodesComeAndGo(tune.Callback):
-    """Half way, the node of the trial that has just reported dies, and a new one joins."""
+    """Half way, a node dies that a trial has just begun to train on, and a new one joins."""
 
     def __init__(self, cluster, nodes, facts):
         self._cluster, self._nodes, self._facts, self._ended = cluster, nodes, facts, 0
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         self._ended += 1
-        if self._ended == TRIALS // 3:
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        begun = result["node"] == self._nodes[0].node_id and result["training_iteration"] == 1
+        if begun and self._ended >= TRIALS // 3 and "removed" not in self._facts:
             self._facts["removed"] = self._nodes[0].node_id
             self._cluster.remove_node(self._nodes[0], allow_graceful=False)
             self._facts["added"] = self._cluster.add_node(num_cpus=2).node_id

@@ -59,3 +59,20 @@ def test_measurements_run_on_the_node_that_they_are_for_one_at_a_time(facts):
 def test_a_timer_without_a_resource_is_refused():
     with pytest.raises(ConfigError, match=r"latency_resources: \{\} was given"):
         timer_elsewhere({})
+
+
+@pytest.mark.minutes
+def test_the_example_searches_and_started_again_goes_on(tmp_path):
+    script = Path(__file__).parents[2] / "examples" / "cluster" / "search.py"
+
+    def run(trials: int) -> str:
+        options = ["--storage", str(tmp_path / "storage"), "--trials", str(trials), "--epochs", "2"]
+        ended = subprocess.run(
+            [sys.executable, str(script), *options], capture_output=True, text=True, timeout=400, cwd=tmp_path
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        return next(line for line in ended.stdout.splitlines() if line.startswith("Results("))
+
+    first = run(4)
+    assert "4 trials" in first
+    assert run(4) == first
