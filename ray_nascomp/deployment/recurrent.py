@@ -18,6 +18,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from ray_nascomp.compression.rounding import channel_scales, round_nearest
 from ray_nascomp.compression.static import weight_scales
 from ray_nascomp.deployment.editor import GraphEditor
 from ray_nascomp.deployment.stored import NodeList, unfold
@@ -26,6 +27,8 @@ from ray_nascomp.deployment.stored import NodeList, unfold
 _GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2), "RNN_TANH": (0,), "RNN_RELU": (0,)}
 _OPERATORS = ("GRU", "LSTM", "RNN")
 _WEIGHT_INPUTS = (1, 2)
+_LSTM_LIMIT = 64
+"""Largest magnitude of an integer of ONNX Runtime's reduced range."""
 
 
 def round_recurrent(network: nn.Module, bits: Mapping[str, int]) -> None:
@@ -36,12 +39,18 @@ def round_recurrent(network: nn.Module, bits: Mapping[str, int]) -> None:
         bits: Name of a recurrent layer -> bits of its weights, 1..8.
     """
     for name, count in bits.items():
-        layer = network.get_submodule(name)
+        layer: Any = network.get_submodule(name)
+        in_integers = layer.mode == "LSTM" and count == 8
         for parameter_name, parameter in layer.named_parameters():
-            if parameter_name.startswith("weight"):
-                scales = weight_scales(parameter, count)
-                integers = scales.integers(parameter.detach().cpu().float().numpy())
-                parameter.data.copy_(torch.from_numpy(integers * scales.weight[:, None]))
+            if not parameter_name.startswith("weight"):
+                continue
+            weight = parameter.detach().cpu().float()
+            if in_integers:
+                rounded = round_nearest(weight, channel_scales(weight, _LSTM_LIMIT), _LSTM_LIMIT)
+            else:
+                scales = weight_scales(weight, count)
+                rounded = torch.from_numpy(scales.integers(weight.numpy()) * scales.weight[:, None])
+            parameter.data.copy_(rounded)
 
 
 def quantize_recurrent(proto: onnx.ModelProto, network: nn.Module, bits: Mapping[str, int]) -> onnx.ModelProto:

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from ray_nascomp.deployment.compact import compact
@@ -54,6 +55,14 @@ def test_an_lstm_of_8_bits_computes_in_integers():
     network, proto = make("LSTM", True)
     found = quantize_recurrent(proto, network, {"rnn": 8})
     assert [node.op_type for node in found.graph.node].count("DynamicQuantizeLSTM") == 2
+    stored = {entry.name: numpy_helper.to_array(entry) for entry in found.graph.initializer}
+    node = next(node for node in found.graph.node if node.op_type == "DynamicQuantizeLSTM")
+    rounded = copy.deepcopy(network)
+    round_recurrent(rounded, {"rnn": 8})
+    # Shape (directions, inputs, 4 x hidden); the first quarter is the input gate in torch as well.
+    input_gate = (stored[node.input[1]][0] * stored[node.input[8]][0]).T[:32]
+    assert np.abs(input_gate - rounded.rnn.weight_ih_l0.detach().numpy()[:32]).max() < 1e-6
+    assert np.abs(stored[node.input[1]]).max() == 64
     content = compact(found)
     assert len(content) < 0.35 * len(compact(proto))
     for inputs in (INPUTS, INPUTS[:1, :11]):
