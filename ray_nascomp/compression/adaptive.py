@@ -31,7 +31,7 @@ def adaptive_bits(task: Task, method: str, budget: float) -> dict[str, int]:
         ConfigError: If the budget cannot be met.
     """
     layers = {layer.name: layer for layer in task.spec.quantizable_layers}
-    offered = [bits for bits in bits_of(method) if 2 <= bits < _FLOAT_BITS]
+    offered = [bits for bits in bits_of(method) if bits < _FLOAT_BITS]
     table = measure_sensitivity(task, sparsities=(), bits=offered, ranks=()).table("bits")
     increases, sizes = {}, {}
     for name, layer in layers.items():
@@ -40,4 +40,5 @@ def adaptive_bits(task: Task, method: str, budget: float) -> dict[str, int]:
         increases[name] = {bits: table[name][bits] for bits in choices} | {_FLOAT_BITS: 0.0}
         sizes[name] = {bits: params * bits / 8 for bits in (*choices, _FLOAT_BITS)}
     whole = sum(size[_FLOAT_BITS] for size in sizes.values())
-    return allocate_bits(increases, sizes, budget * whole)
+    shares = {name: {bits: value / whole for bits, value in size.items()} for name, size in sizes.items()}
+    return allocate_bits(increases, shares, budget)

@@ -26,6 +26,8 @@ HOPELESS = 1e9
 
 _IDENTITY: dict[str, float] = {"sparsity": 0.0, "bits": 32.0, "rank": 1.0}
 _JOBS_A_CPU = 4
+_PATIENCE = 30.0
+"""Seconds without a result from Ray after which this process measures too."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def measure_sensitivity(
 
     Channels and heads go by their L1 norm; 8 bits quantize a layer's inputs too, fewer its weight
     alone; low ranks are weighted by the layer's inputs. In a driver with Ray initialised the probes
-    run as Ray tasks of one CPU each, otherwise in this process.
+    run as Ray tasks of one CPU each, otherwise, or where no CPU is free, in this process.
 
     Args:
         task: The task.
@@ -156,9 +158,20 @@ def _measure(bench: Bench, probes: Sequence[Probe]) -> list[float]:
     remote = ray.remote(num_cpus=1)(_losses)
     jobs = max(1, int(ray.cluster_resources().get("CPU", 1)) * _JOBS_A_CPU)
     parts = [list(probes[start::jobs]) for start in range(min(jobs, len(probes)))]
+    pending = {remote.remote(packed, part): part for part in parts}
     losses: dict[Probe, float] = {}
-    for part, found in zip(parts, ray.get([remote.remote(packed, part) for part in parts]), strict=True):
-        losses.update(zip(part, found, strict=True))
+    patience = _PATIENCE
+    while pending:
+        ready, _ = ray.wait(list(pending), timeout=patience)
+        if ready:
+            part = pending.pop(ready[0])
+            losses.update(zip(part, ray.get(ready[0]), strict=True))
+        else:
+            # Trials that hold all CPUs may wait for this very process, so it does not only wait.
+            patience = 0.0
+            reference, part = pending.popitem()
+            ray.cancel(reference)
+            losses.update((probe, loss_of(bench, probe)) for probe in part)
     return [losses[probe] for probe in probes]
 
 

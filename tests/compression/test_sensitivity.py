@@ -8,6 +8,7 @@ import torch
 from networks import PlainNet
 
 import ray_nascomp as nc
+from ray_nascomp.compression import sensitivity
 from ray_nascomp.compression.batch_norm import reestimate_batch_norm
 from ray_nascomp.compression.bit_allocation import allocate_bits
 from ray_nascomp.compression.probes import Probe
@@ -39,6 +40,10 @@ def task() -> nc.Task:
 @pytest.fixture(scope="module")
 def table(task) -> Sensitivity:
     return measure_sensitivity(task, **SETTINGS)
+
+
+class Holder:
+    def ready(self) -> None: ...
 
 
 def loss(task, network) -> float:
@@ -162,3 +167,14 @@ def test_ray_tasks_measure_the_same(ray_session, task, table):
     found = measure_sensitivity(task, **SETTINGS)
     assert found.measured.keys() == table.measured.keys()
     assert all(found.measured[probe] == pytest.approx(value, abs=1e-5) for probe, value in table.measured.items())
+
+
+def test_busy_cpus_do_not_stop_it(ray_session, task, table, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(sensitivity, "_PATIENCE", 0.5)
+    holder = ray.remote(num_cpus=2)(Holder).remote()
+    ray.get(holder.ready.remote())
+    found = measure_sensitivity(task, sparsities=(), bits=SETTINGS["bits"], ranks=())
+    ray.kill(holder)
+    assert found.table("bits")["head"] == pytest.approx(table.table("bits")["head"], abs=1e-5)
