@@ -43,5 +43,5 @@ def test_with_the_whole_budget_no_choice_raises_the_loss(task):
 
 
 def test_a_budget_below_all_bits_is_refused(task):
-    with pytest.raises(ConfigError, match=r"0\.05 was given, the least that all layers can cost is 0\.2"):
+    with pytest.raises(ConfigError, match=r"0\.05 was given, the least that all layers can cost is 0\.178"):
         adaptive_bits(task, "ptq", 0.05)
