@@ -63,8 +63,7 @@ class Candidate:
             InfeasibleError: If the architecture does not run.
         """
         network, spec = task.trace(plan.architecture)
-        for parameter in network.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())  # All of the network is trained back.
+        train_all(network)
         return cls(plan, network, spec)
 
     @property
@@ -81,6 +80,12 @@ class Candidate:
             if value != 32:
                 bits |= dict.fromkeys(self.factors.get(layer.name, (layer.name,)), value)
         return bits
+
+
+def train_all(network: nn.Module) -> None:
+    """Lets all of the network be trained, whatever was frozen in the task's own."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def make_candidate(task: Task, plan: CompressionPlan, costs: CostModel, trainer: Trainer) -> Candidate:
@@ -179,6 +184,7 @@ def _prune(candidate: Candidate, task: Task, counts: Mapping[str, int], trainer:
     method = plan.prune.method
     if plan.prune.schedule == "fused":
         fold_batch_norm(network, task.example_inputs)
+        train_all(network)
         fused = fused_compression(
             network,
             task,

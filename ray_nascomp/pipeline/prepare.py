@@ -20,7 +20,7 @@ from ray_nascomp.deployment.qdq import unfollowed_convolutions
 from ray_nascomp.deployment.recurrent import round_recurrent
 from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, no_training
 from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
-from ray_nascomp.pipeline.candidate import Candidate
+from ray_nascomp.pipeline.candidate import Candidate, train_all
 from ray_nascomp.tasks.base import Task
 
 _CALIBRATION_BATCHES = 8
@@ -94,6 +94,7 @@ def prepare_for_training(candidate: Candidate, task: Task) -> None:
     network.eval()
     candidate.smoothed = _fold_and_smooth(network, candidate, task)
     network.train(training)
+    train_all(network)
     candidate.is_prepared = True
 
 
@@ -104,6 +105,7 @@ def rebuild_prepared(candidate: Candidate, task: Task, smoothed: dict[str, str])
         layer = candidate.network.get_submodule(name)
         factor = torch.ones(layer.in_features)  # type: ignore[arg-type]
         replace_module(candidate.network, name, nn.Sequential(Scale(factor), layer))
+    train_all(candidate.network)
     candidate.smoothed = smoothed
     candidate.is_prepared = True
 
