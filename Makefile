@@ -21,8 +21,8 @@ help:
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  ruff's formatter and its safe fixes"
 	@echo "make check   lint and test"
-	@echo "make docs    the site, into build/site; strict"
-	@echo "make notebooks  runs the notebooks"
+	@echo "make docs    the site, into build/site, strictly"
+	@echo "make notebooks  run the notebooks"
 	@echo "make dist    sdist and wheel, checked"
 	@echo "make clean   remove all that make made"
 
@@ -61,7 +61,7 @@ docs: $(INSTALLED)
 	$(PIP) --editable ".[docs]"
 	rm -rf build/lib build/documented build/site
 	$(PIP) --no-deps --no-build-isolation --target $(DOCUMENTED) .
-	cd docs && $(BIN)/mkdocs build --strict --config-file $(CURDIR)/mkdocs.yml --site-dir $(CURDIR)/build/site
+	cd docs && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file $(CURDIR)/mkdocs.yml --site-dir $(CURDIR)/build/site
 
 notebooks: $(INSTALLED)
 	$(PIP) --editable ".[docs,demo]"

@@ -161,7 +161,10 @@
   }
 
   document.querySelectorAll("#front tr[id]").forEach((row) => {
-    row.addEventListener("click", () => show(row.id.slice("row-".length), true));
+    const choose = () => show(row.id.slice("row-".length), true);
+    row.addEventListener("click", choose);
+    row.tabIndex = 0;
+    row.addEventListener("keydown", (event) => event.key === "Enter" && choose());
   });
   if (data.knee) show(data.knee, false);
 
