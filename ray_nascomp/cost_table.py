@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 _FLOAT_BYTES = 4
-# Measured on exported files: a node, its names and the headers of its tensors.
-_BYTES_A_LAYER = 255
-_BYTES_A_QUANTIZED_LAYER = 520
-_BYTES_A_FILE = 60
+_UNKNOWN_FILE, _UNKNOWN_LAYER = 60, 255
+"""Bytes of a file and of a layer beside the parameters, where no file was measured."""
+_FACTOR = (60, 1.0)
+"""Bytes that each further factor of a layer adds, and what a letter of the layer's name adds to that."""
+_QUANTIZED = {8: (150, 9.0), 4: (300, 9.0), 2: (450, 9.0), 1: (600, 9.0)}
+"""Bits as they are stored -> the same for each layer or factor with integers."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,11 @@ class CostTable:
 
     Args:
         spec: The architecture before channels are removed.
+        overhead: Bytes of the architecture's own exported file beside its parameters, where they were
+            measured.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, overhead: float | None = None) -> None:
         self.spec = spec
         layers = spec.layers
         group_index = {group.name: index for index, group in enumerate(spec.groups)}
@@ -79,12 +83,14 @@ class CostTable:
         self._in_positions = np.array([layer.in_positions for layer in layers], float)
         self._multiplies = np.where(multiplies, 1.0, 0.0)
         self._is_quantizable = np.array([layer.is_quantizable for layer in layers])
-        self._is_node = self._is_quantizable
+        self._name_length = np.array([len(layer.name) for layer in layers], float)
         self._merges = np.array([layer.folds_into is not None for layer in layers])
         self._factorisable = np.array([layer.factorisable and layer.kind in FACTORISABLE_KINDS for layer in layers])
         self._is_tucker = (kinds == "conv") & (self._kernel > 1)
         self._unit_macs = np.array([group.macs_per_unit for group in spec.groups], float)
         self._units = np.array([group.width for group in spec.groups], float)
+        unknown = _UNKNOWN_FILE + _UNKNOWN_LAYER * float(self._is_quantizable.sum())
+        self._overhead = unknown if overhead is None else overhead
 
     def effective_bits(self, bits: Floats) -> Floats:
         """`quantizers.bits_for` of every layer; layers without integers have 32."""
@@ -159,12 +165,12 @@ class CostTable:
         rows = np.where(low, np.where(has_in, ranks, 0) + np.where(has_out, out, 0) + (core > 0) * rank_out, out)
         rows = np.where(low & self._is_embedding, self._out + inputs, rows)
         quantized = self._is_quantizable & (bits < 32)
-        packed = np.where(bits < 8, weights * bits / 8 + rows * _FLOAT_BYTES, weights + rows * (_FLOAT_BYTES + 1))
+        packed = np.where(bits < 8, weights * _stored(bits) / 8 + rows * _FLOAT_BYTES, weights + rows * (_FLOAT_BYTES + 1))
         recurrent = weights + self._fixed
         packed = np.where(self._is_recurrent, recurrent * np.minimum(bits, 8) / 8, packed)
         file = np.where(quantized, packed, (weights + self._fixed) * _FLOAT_BYTES)
         file = np.where(self._merges, 0, file + out * self._file_bias * _FLOAT_BYTES)
-        nodes = np.where(low, 1.0 * has_in + has_out + (core > 0), 1.0) * self._is_node
+        nodes = np.where(low, 1.0 * has_in + has_out + (core > 0), 1.0)
         return LayerTable(params, macs, file, nodes)
 
     def totals(self, table: LayerTable, removed: Floats, bits: Floats) -> dict[str, Floats]:
@@ -172,14 +178,29 @@ class CostTable:
         outside = self.spec.extra_macs + (self._units - removed) @ self._unit_macs
         activations = np.where(bits == 8, 8, 32)
         quantized = self._is_quantizable & (bits < 32)
-        overhead = table.nodes * np.where(quantized, _BYTES_A_QUANTIZED_LAYER, _BYTES_A_LAYER)
-        file = (table.bytes + overhead).sum(1) + _BYTES_A_FILE + self.spec.extra_params * _FLOAT_BYTES
+        overhead = (table.nodes - 1) * self._named(*_FACTOR)
+        for stored, constants in _QUANTIZED.items():
+            overhead = overhead + np.where(
+                quantized & (_stored(bits) == stored), table.nodes * self._named(*constants), 0
+            )
+        file = (table.bytes + overhead).sum(1) + self.spec.extra_params * _FLOAT_BYTES + self._overhead
         return {
             "params": table.params.sum(1) + self.spec.extra_params,
             "macs": table.macs.sum(1) + outside,
             "bitops": (table.macs * np.where(quantized, bits * activations, 32**2)).sum(1) + outside * 32**2,
             "size_mb": file / 1e6,
         }
+
+    def _named(self, constant: float, letter: float) -> Floats:
+        """Bytes that grow with the length of a layer's name."""
+        return constant + letter * self._name_length
+
+    def dense_bytes(self) -> float:
+        """Bytes of the parameters in the architecture's own exported file."""
+        none = np.zeros((1, len(self.spec.layers)))
+        removed = np.zeros((1, len(self.spec.groups)))
+        table = self.layers(removed, none, self.sides(removed), none + 32)
+        return float(table.bytes.sum()) + self.spec.extra_params * _FLOAT_BYTES
 
     def _max_useful_rank(self, out: Floats, inputs: Floats) -> Floats:
         """`factor_shapes.max_useful_rank` of every layer."""
@@ -191,3 +212,8 @@ class CostTable:
         one = np.ceil(kernel * small * large / np.maximum(kernel * small + large, 1) - 1e-9) - 1
         tucker = np.where(one >= small, np.minimum(one, large - 1), np.minimum(both, small - 1))
         return np.maximum(0, np.where(self._is_tucker, tucker, matrix))
+
+
+def _stored(bits: Floats) -> Floats:
+    """Bits that each integer takes in the file: those of 3 bits are stored in 4."""
+    return np.where(bits == 3, 4.0, bits)

@@ -60,7 +60,8 @@ class CostModel:
     def __init__(self, task: Task) -> None:
         self.spec = task.spec
         self._resolver = task.resolver
-        self._tables: dict[str, _Architecture] = {"": _Architecture(self.spec, self.spec)}
+        self._overhead = task.file_bytes - CostTable(self.spec).dense_bytes() if task.file_bytes is not None else None
+        self._tables: dict[str, _Architecture] = {"": _Architecture(self.spec, self.spec, self._overhead)}
         self._builder = _SpecBuilder(task) if task.build is not None else None
         self._dense = self.of_plan(CompressionPlan())
 
@@ -214,20 +215,23 @@ class CostModel:
             for name in plan.order:
                 if name in plan.stages:
                     spec = own[name]().specify(spec, plan.stages[name])
-            self._tables[key] = _Architecture(spec, self.spec)
+            share = len(spec.layers) / len(self.spec.layers)
+            overhead = self._overhead * share if self._overhead is not None else None
+            self._tables[key] = _Architecture(spec, self.spec, overhead)
         return key
 
 
 class _Architecture:
     """An architecture's table, and the names that its groups and layers have in configs."""
 
-    def __init__(self, spec: ModelSpec, base: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, base: ModelSpec, overhead: float | None) -> None:
         self.spec = spec
         self._base = base
+        self._overhead = overhead
 
     @cached_property
     def table(self) -> CostTable:
-        return CostTable(self.spec)
+        return CostTable(self.spec, self._overhead)
 
     @cached_property
     def owners(self) -> list[str | None]:

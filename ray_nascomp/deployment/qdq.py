@@ -65,7 +65,10 @@ def unfollowed_convolutions(
 
 
 def insert_quantization(
-    proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], calibration: Calibration
+    proto: onnx.ModelProto,
+    weights: Mapping[str, np.ndarray],
+    calibration: Calibration,
+    exported: Mapping[str, np.ndarray] | None = None,
 ) -> onnx.ModelProto:
     """The model with real integers in the calibrated layers.
 
@@ -74,6 +77,7 @@ def insert_quantization(
         weights: Layer name -> torch weight that the scales belong to: of convolutions, linear
             layers and embeddings.
         calibration: Layer name -> scales.
+        exported: The weights as the graph has them, where a quantizer has changed them since.
 
     Raises:
         ValueError: If a calibrated layer is not in the graph, or the graph's opset is too old to
@@ -85,7 +89,8 @@ def insert_quantization(
     opset = next(entry.version for entry in result.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < UNPACKING_OPSET and any(stored_bits("linear", scales.bits) < 8 for scales in calibration.values()):
         raise ValueError(f"weights of fewer than 8 bits need opset {UNPACKING_OPSET}, the graph has {opset}")
-    found = list(layer_nodes(graph, {name: weights[name] for name in calibration}))
+    known = exported or weights
+    found = list(layer_nodes(graph, {name: known[name] for name in calibration}))
     missing = set(calibration) - {entry.layer for entry in found}
     if missing:
         raise ValueError(f"layers {sorted(missing)} are not in the exported graph")

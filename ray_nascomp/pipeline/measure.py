@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from dataclasses import dataclass, field
 
@@ -11,10 +10,10 @@ import onnxruntime
 import torch
 from torch import nn
 
-from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.deployment.compact import compact
+from ray_nascomp.deployment.dense import export_dense
 from ray_nascomp.deployment.elsewhere import Timer
-from ray_nascomp.deployment.export import ExportError, export_onnx
+from ray_nascomp.deployment.export import ExportError
 from ray_nascomp.deployment.qdq import insert_quantization
 from ray_nascomp.deployment.recurrent import quantize_recurrent
 from ray_nascomp.deployment.runtime import Latency, compare_latency, make_session, session_predictor
@@ -49,9 +48,7 @@ _timers: weakref.WeakKeyDictionary[Task, Timer] = weakref.WeakKeyDictionary()
 def baseline_of(task: Task) -> Baseline:
     """The task's baseline, measured once in a process."""
     if task not in _baselines:
-        network = copy.deepcopy(task.model).cpu().eval()
-        fold_batch_norm(network, task.example_inputs)
-        content = compact(export_onnx(network, task.example_inputs, task.input_names))
+        content = export_dense(task)
         session = make_session(content)
         value = task.evaluate(session_predictor(session, task.input_names))
         _baselines[task] = Baseline(value, content, session)
@@ -143,7 +140,7 @@ def make_artifact(prepared: Prepared, proto: onnx.ModelProto, simulation: Simula
         ExportError: If the file does not do what the network does.
     """
     if simulation.calibration:
-        proto = insert_quantization(proto, prepared.weights, simulation.calibration)
+        proto = insert_quantization(proto, prepared.weights, simulation.calibration, prepared.exported)
     if prepared.recurrent:
         proto = quantize_recurrent(proto, prepared.network, prepared.recurrent)
     content = compact(proto)

@@ -16,6 +16,7 @@ from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.compression.smooth import ALPHAS, Scale, smooth
 from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.compression.static import calibrate_linear
+from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.qdq import unfollowed_convolutions
 from ray_nascomp.deployment.recurrent import round_recurrent
 from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, no_training
@@ -36,6 +37,7 @@ class Prepared:
         recurrent: Name of a recurrent layer -> bits of its weights, which are rounded already.
         method: The quantizer.
         scales: Scales that are known before anything is observed.
+        exported: Weights by name as they were when the network was exported.
     """
 
     network: nn.Module
@@ -43,6 +45,17 @@ class Prepared:
     recurrent: dict[str, int]
     method: str
     scales: Calibration = field(default_factory=dict)
+    exported: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def export(self, task: Task) -> onnx.ModelProto:
+        """The network as ONNX in floating point.
+
+        Raises:
+            ExportError: If no exporter succeeds.
+        """
+        # Some quantizers leave other weights behind.
+        self.exported = {name: weight.copy() for name, weight in self.weights.items()}
+        return export_onnx(self.network, task.example_inputs, task.input_names)
 
     @property
     def weights(self) -> dict[str, np.ndarray]:

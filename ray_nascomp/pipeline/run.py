@@ -13,7 +13,6 @@ import torch
 
 from ray_nascomp.compression.batch_norm import reestimate_batch_norm
 from ray_nascomp.costs import CostModel
-from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.goals import Goal
 from ray_nascomp.pipeline import measure
@@ -172,7 +171,7 @@ class CompressionRun:
         with self._clock("quantize"):
             prepared = prepare(self.candidate, self.task)
         with self._clock("export"):
-            proto = export_onnx(prepared.network, self.task.example_inputs, self.task.input_names)
+            proto = prepared.export(self.task)
             self.outputs = prepared.outputs_to_quantize(proto)
         if simulation is None:
             with self._clock("quantize"):

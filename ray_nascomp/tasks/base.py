@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Metric = Callable[[Tensor, Tensor], float]
 _CALIBRATION_SAMPLES = 512
+_SMALL_MODEL = 5_000_000
 _alive: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
 
 
@@ -126,6 +127,14 @@ class Task:
         from ray_nascomp.compression.resolve import Resolver
 
         return Resolver(self)
+
+    @cached_property
+    def file_bytes(self) -> int | None:
+        """Bytes of the model's own exported file; None for a large one, of which parameters are nearly all."""
+        from ray_nascomp.deployment.dense import export_dense
+
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        return len(export_dense(self)) if size <= _SMALL_MODEL else None
 
     @cached_property
     def fingerprint(self) -> str:
