@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,7 +68,7 @@ def deadline(seconds: float, message: str) -> Iterator[None]:
     previous = signal.signal(signal.SIGALRM, raise_error) if is_main else None
     if is_main:
         signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(seconds + _GRACE, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(seconds + _GRACE, exit=True, file=2)
     try:
         yield
     finally:
