@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ray_nascomp.tasks.calling import call
 
-_SAMPLED_ROWS = 1024
+_SAMPLED_ROWS = 512
 _MEMORY = 256 * 2**20
-"""Bytes of covariances that are held at a time."""
+"""Bytes of covariances or samples that are held at a time."""
 
 
 @dataclass
@@ -25,7 +25,8 @@ class ObservedInput:
         layers: Names of the layers, in the order in which they run.
         lowest: Least value of each feature, shape `(features,)`.
         highest: Largest value of each feature, shape `(features,)`.
-        covariance: Mean of x x', shape `(features, features)`, double precision, not centred.
+        covariance: Mean of x x', shape `(features, features)`, double precision, not centred; None
+            where it was not asked for.
         rows: Some of the inputs, shape `(rows, features)`.
         count: Number of inputs observed.
     """
@@ -33,7 +34,7 @@ class ObservedInput:
     layers: list[str]
     lowest: Tensor
     highest: Tensor
-    covariance: Tensor
+    covariance: Tensor | None
     rows: Tensor
     count: int = field(default=0)
 
@@ -49,8 +50,9 @@ class ObservedInput:
         self.lowest = torch.minimum(self.lowest, inputs.amin(0))
         self.highest = torch.maximum(self.highest, inputs.amax(0))
         total = self.count + len(inputs)
-        self.covariance *= self.count / total
-        self.covariance += (inputs.T @ inputs).double() / total
+        if self.covariance is not None:
+            self.covariance *= self.count / total
+            self.covariance += (inputs.T @ inputs).double() / total
         # Every input seen so far stays in the sample with the same probability.
         share = torch.rand(len(inputs), generator=generator) < _SAMPLED_ROWS / total
         if total <= _SAMPLED_ROWS:
@@ -94,11 +96,15 @@ def shared_inputs(network: nn.Module, layers: Iterable[str], inputs: Any) -> lis
 
 
 def observe_inputs(
-    network: nn.Module, groups: Iterable[Sequence[str]], batches: Sequence[Any], seed: int = 0
+    network: nn.Module,
+    groups: Iterable[Sequence[str]],
+    batches: Sequence[Any],
+    with_covariance: bool = True,
+    seed: int = 0,
 ) -> Iterator[ObservedInput]:
     """What each group of layers reads, one group after the other.
 
-    The network runs over the data once for as many groups as fit in 256 MB of covariances, so
+    The network runs over the data once for as many groups as fit in 256 MB, so
     that a caller who changes a layer sees later ones fed by the changed one.
 
     Args:
@@ -106,6 +112,7 @@ def observe_inputs(
         groups: Names of the linear layers that share an input, from `shared_inputs`.
         batches: Inputs of the calibration batches. Where they are dicts with an `attention_mask`
             of shape `(batch, length)`, positions that it leaves out are not observed.
+        with_covariance: Whether covariances are wanted, which take longer than all the rest.
         seed: Of the choice of sampled rows.
     """
     pending = list(groups)
@@ -117,13 +124,13 @@ def observe_inputs(
             group = list(pending.pop(0))
             features = network.get_submodule(group[0]).in_features
             assert isinstance(features, int)
-            used += 8 * features**2
+            used += 8 * features**2 if with_covariance else 4 * features * _SAMPLED_ROWS
             observed.append(
                 ObservedInput(
                     group,
                     torch.full((features,), torch.inf),
                     torch.full((features,), -torch.inf),
-                    torch.zeros(features, features, dtype=torch.float64),
+                    torch.zeros(features, features, dtype=torch.float64) if with_covariance else None,
                     torch.zeros(0, features),
                 )
             )

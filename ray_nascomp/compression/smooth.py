@@ -78,7 +78,7 @@ def smooth(
     if not batches:
         raise ConfigError("batches: none were given, at least one is needed to see the layers' inputs")
     renamed = {}
-    for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches):
+    for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches, with_covariance=False):
         if not observed.count:
             continue
         modules: list[Any] = [network.get_submodule(name) for name in observed.layers]
@@ -95,7 +95,11 @@ def _choose(weights: list[Tensor], observed: ObservedInput, alphas: Sequence[flo
     candidates = [_smoothing(weights, observed, alpha) for alpha in alphas]
     if len(candidates) == 1:
         return candidates[0]
-    errors = [sum(_error(weight.float().cpu(), observed, scales) for weight in weights) for scales in candidates]
+    errors = [0.0] * len(candidates)
+    for weight in (weight.float().cpu() for weight in weights):
+        exact = observed.rows @ weight.T
+        for index, scales in enumerate(candidates):
+            errors[index] += _error(weight, exact, observed, scales)
     return candidates[min(range(len(candidates)), key=errors.__getitem__)]
 
 
@@ -105,11 +109,10 @@ def _smoothing(weights: list[Tensor], observed: ObservedInput, alpha: float) -> 
     return scales / scales.log().mean().exp()
 
 
-def _error(weight: Tensor, observed: ObservedInput, scales: Tensor) -> float:
-    """Squared error of the layer's output under 8 bits, relative to the output's square."""
+def _error(weight: Tensor, exact: Tensor, observed: ObservedInput, scales: Tensor) -> float:
+    """Squared error of the layer's output under 8 bits, relative to the exact output's square."""
     lowest, highest = (observed.lowest / scales).min(), (observed.highest / scales).max()
     inputs = round_affine(observed.rows / scales, *affine_range(float(lowest), float(highest)))
     scaled = weight * scales
     rounded = round_nearest(scaled, channel_scales(scaled, WEIGHT_LIMIT), WEIGHT_LIMIT)
-    exact = observed.rows @ weight.T
     return float((inputs @ rounded.T - exact).square().sum() / exact.square().sum().clamp(min=1e-20))

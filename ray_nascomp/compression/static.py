@@ -74,7 +74,7 @@ def calibrate_linear(
         raise ConfigError("batches: none were given, at least one is needed to see the layers' inputs")
     calibration: Calibration = {}
     for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches):
-        if not observed.count:
+        if not observed.count or observed.covariance is None:
             continue
         inputs = affine_range(float(observed.lowest.min()), float(observed.highest.max()))
         for name in observed.layers:

@@ -131,7 +131,10 @@ def _store(editor: GraphEditor, graph: onnx.GraphProto, index: int, layer: str, 
 
 def _with_integer_lstms(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+    # Says that nothing is left to fold, on which ONNX Runtime otherwise warns.
+    add_pre_process_metadata(proto)
     with TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         quantize_dynamic(
@@ -143,4 +146,6 @@ def _with_integer_lstms(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelP
             per_channel=True,
             reduce_range=True,
         )
-        return onnx.load(path)
+        result = onnx.load(path)
+    del result.metadata_props[:]
+    return result
