@@ -166,8 +166,9 @@ def _start_anew(
     take_up: Callable[[Any], None] | None = getattr(searcher, "take_up", None)
     if take_up is not None:
         take_up(records)
-    parent, _, run_config.name = _absolute(path).rpartition("/") if filesystem is None else path.rpartition("/")
-    run_config.storage_path, run_config.storage_filesystem = parent, filesystem
+    place, mark, query = (_absolute(path) if filesystem is None else path).partition("?")
+    parent, _, run_config.name = place.rstrip("/").rpartition("/")
+    run_config.storage_path, run_config.storage_filesystem = parent + mark + query, filesystem
     return tune.Tuner(trainable, param_space=dict(space), tune_config=tune_config, run_config=run_config)
 
 

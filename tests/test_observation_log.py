@@ -34,6 +34,21 @@ def test_what_is_written_is_read_and_replaced_whole(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_an_object_store_is_written_without_renaming():
+    fsspec = pytest.importorskip("fsspec")
+    memory = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem("memory")))
+    memory.create_dir("bucket/run")
+    store = ObservationLog(memory, "bucket/run")
+    store.write(record(config={"x": 1}, time=1.0))
+    store.write(record(config={"x": 2}, trial_id="b", time=2.0))
+    store.write(record(config={"x": 1}, reports={1: {"accuracy": 0.9}}, time=3.0))
+    assert [(entry.trial_id, entry.time) for entry in store.records()] == [("b", 2.0), ("a", 3.0)]
+    assert store.read({"x": 1}).reports == {1: {"accuracy": 0.9}}
+    store.claim({"task": "a"})
+    with pytest.raises(ConfigError, match="task: 'b' was given"):
+        store.claim({"task": "b"})
+
+
 def test_a_record_cut_anywhere_is_passed_over_and_the_others_are_read(tmp_path):
     log(tmp_path).write(record(config={"x": 1}, trial_id="whole", time=1.0))
     log(tmp_path).write(record(time=2.0))
