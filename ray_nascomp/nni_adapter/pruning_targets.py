@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from ray_nascomp.errors import ConfigError
 from ray_nascomp.model_spec import GroupSpec, ModelSpec
 from ray_nascomp.pruners import norms_of
 
@@ -41,10 +43,15 @@ def group_entries(model: nn.Module, group: GroupSpec, count: int, method: str, s
         "dependency_group_id": group.name,
         "target_names": ["weight"],
     }
-    if group.columns_of is not None:
-        weight: Any = model.get_submodule(group.columns_of).weight
-        entry["granularity"] = [weight.shape[0], weight.shape[1] // group.width]
-    return [{"op_names": [name], **entry} for name in decisive_layers(group, method, spec)]
+    entries = []
+    for name in decisive_layers(group, method, spec):
+        weight: Any = model.get_submodule(name).weight
+        if group.columns_of is not None:
+            entry["granularity"] = [weight.shape[0], weight.shape[1] // group.width]
+        elif weight.shape[0] != group.width:
+            entry["granularity"] = [weight.shape[0] // group.width, *weight.shape[1:]]
+        entries.append({"op_names": [name], **entry})
+    return entries
 
 
 def follower_entries(group: GroupSpec, method: str, spec: ModelSpec) -> list[dict[str, Any]]:
@@ -64,6 +71,31 @@ def follower_entries(group: GroupSpec, method: str, spec: ModelSpec) -> list[dic
     ]
 
 
+def heads_by_rows(groups: GroupCounts, method: str, spec: ModelSpec) -> GroupCounts:
+    """The groups, heads chosen by the rows of their queries, keys and values where NNI cannot use the columns.
+
+    It keeps one mask a weight: the columns of an output projection whose rows are channels of
+    another group cannot have theirs in the same run.
+
+    Raises:
+        ConfigError: For such heads where one layer makes queries, keys and values.
+    """
+    taken = {
+        layer for group, _ in groups.values() if not group.is_heads for layer in decisive_layers(group, method, spec)
+    }
+    resolved = {}
+    for name, (group, count) in groups.items():
+        if group.columns_of in taken:
+            if len(group.layers) % 3:
+                raise ConfigError(
+                    f"prune.schedule: heads of {name!r} are chosen by the columns of {group.columns_of!r}, whose rows "
+                    "are channels of another pruned group. Leave one of the two whole, or use no schedule"
+                )
+            group = replace(group, columns_of=None)
+        resolved[name] = (group, count)
+    return resolved
+
+
 def read_removed(masks: Masks, groups: GroupCounts, method: str, spec: ModelSpec) -> dict[str, list[int]]:
     """The units that NNI's masks remove.
 
@@ -79,7 +111,7 @@ def read_removed(masks: Masks, groups: GroupCounts, method: str, spec: ModelSpec
         if group.columns_of is not None:
             alive = mask.any(dim=0).reshape(group.width, -1).any(dim=1)
         else:
-            alive = mask.reshape(mask.shape[0], -1).any(dim=1)
+            alive = mask.reshape(group.width, -1).any(dim=1)
         dead = (~alive).nonzero().flatten().tolist()
         if len(dead) != count:
             raise RuntimeError(f"NNI's {method} removed {len(dead)} units of group {name!r}; {count} were asked for")

@@ -18,7 +18,14 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, make_evaluator
 from ray_nascomp.nni_adapter.pruning import make_pruner, weight_entries
-from ray_nascomp.nni_adapter.pruning_targets import GroupCounts, Masks, follower_entries, group_entries, read_removed
+from ray_nascomp.nni_adapter.pruning_targets import (
+    GroupCounts,
+    Masks,
+    follower_entries,
+    group_entries,
+    heads_by_rows,
+    read_removed,
+)
 from ray_nascomp.pruners import CHANNEL_METHODS, SCHEDULES, WEIGHT_METHODS, check_method, schedule_refusal
 from ray_nascomp.tasks.base import Task
 
@@ -58,15 +65,17 @@ def scheduled_pruning(
     Returns:
         The removed units, group name -> ascending indices, as many as asked; and the copy's trained
         weights, keys as in `model.state_dict()`. What is left of them after the removal does what
-        the masked copy did.
+        the masked copy did; but for channels that a layer normalisation sees, whose mean and
+        deviation change with their number.
 
     Raises:
-        ConfigError: For an unknown method or schedule, one that cannot follow the other, and for a
-            layer of which rows (channels) and columns (heads) are both to be pruned.
+        ConfigError: For an unknown method or schedule, one that cannot follow the other, and for
+            heads of a layer that makes queries, keys and values at once, where the output
+            projection's channels are pruned as well.
     """
     check_method(method, CHANNEL_METHODS)
-    wanted = {name: (group, count) for name, (group, count) in groups.items() if count}
     spec = spec or ModelSpec.from_model(model, task.example_inputs)
+    wanted = heads_by_rows({name: pair for name, pair in groups.items() if pair[1]}, method, spec)
     config = schedule_entries(model, wanted, method, spec)
     masks, state = _train(model, task, method, schedule, config, train, steps, optimizer, training_step)
     return read_removed(masks, wanted, method, spec), state
@@ -133,17 +142,12 @@ def _train(
 
 
 def schedule_entries(model: nn.Module, groups: GroupCounts, method: str, spec: ModelSpec) -> list[dict[str, Any]]:
-    """NNI's config for groups that are masked while the network trains.
-
-    Raises:
-        ConfigError: For a layer of which rows and columns are both to be pruned.
-    """
+    """NNI's config for groups that are masked while the network trains."""
     config: list[dict[str, Any]] = []
     followers: list[dict[str, Any]] = []
     for group, count in groups.values():
         config += group_entries(model, group, count, method, spec)
         followers += follower_entries(group, method, spec)
-    _check_layers(config)
     return config + followers
 
 
@@ -176,17 +180,6 @@ def _merge_factors(model: nn.Module, pruner: pruning.SlimPruner) -> None:
         scaler = pruner._target_spaces[layer]["weight"]._scaler
         with torch.no_grad():
             weight.mul_(scaler.expand(factors["weight"], list(weight.shape), keepdim=True, full_expand=False))
-
-
-def _check_layers(config: list[dict[str, Any]]) -> None:
-    """Raises a ConfigError where a layer is to be masked in two ways at once."""
-    names = [entry["op_names"][0] for entry in config]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(
-                f"prune.schedule: heads are chosen by the columns of {name!r}, whose rows are channels of another "
-                "pruned group; a schedule masks a layer in one way. Leave one of the two whole, or use no schedule"
-            )
 
 
 _SCHEDULED = {"linear": pruning.LinearPruner, "agp": pruning.AGPPruner}

@@ -129,6 +129,34 @@ def test_heads_are_chosen_by_the_columns_of_their_output_projection(digits, meth
         assert removed["attention"] == [0, 2]
 
 
+@pytest.mark.parametrize("method", ["l1_norm", "slim", "movement"])
+def test_heads_and_the_channels_behind_them_follow_one_schedule(digits, method):
+    torch.manual_seed(0)
+    model = Heads()
+    with torch.no_grad():
+        for layer in (model.query, model.key, model.value):
+            layer.weight.view(4, 3, 8)[[1, 3]] *= 1e-3
+    task = nc.Task(model, digits["train"], digits["val"])
+    groups = {"attention": (HEADS, 2), "out": (GroupSpec("out", 8, ("out",), True), 3)}
+    optimizer = (torch.optim.SGD, {"lr": 1e-3})
+    masked = []
+
+    def train_and_look(network, optimizer, step):
+        train(task)(network, optimizer, step)
+        masked.append(task.predict(network)(task.example_inputs))
+
+    removed, state = scheduled_pruning(model, task, method, "agp", groups, train_and_look, GROWING, optimizer)
+    assert {name: len(units) for name, units in removed.items()} == {"attention": 2, "out": 3}
+    if method == "l1_norm":
+        assert removed["attention"] == [1, 3]
+    network = copy.deepcopy(model)
+    network.load_state_dict(state)
+    with torch.no_grad():
+        network.out.weight.view(8, 4, 3)[:, removed["attention"]] = 0
+        network.head.weight[:, removed["out"]] = 0
+    assert (task.predict(network)(task.example_inputs) - masked[0]).abs().max() < 1e-5
+
+
 def test_an_error_in_a_pruner_surfaces(digits_task, monkeypatch):
     def fail(_pruner):
         raise RuntimeError("planted")
