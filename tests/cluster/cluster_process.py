@@ -46,6 +46,7 @@ class Wide(tune.Trainable):
         if self._position == STEPS:
             return {"__duplicate__": True, "done": True}
         time.sleep(0.2)
+        self._wait_for_the_new_node()
         self._position += 1
         context = ray.get_runtime_context()
         node, start, end = run_elsewhere({"edge": 1}, where)
@@ -66,6 +67,15 @@ class Wide(tune.Trainable):
             "final": self._position == STEPS,
         }
 
+    def _wait_for_the_new_node(self):
+        """However slow the machine, the others do not take all trials before the new node has one."""
+        added, joined = (Path(self._computed).with_name(name) for name in ("added", "joined"))
+        if added.exists() and added.read_text() == ray.get_runtime_context().get_node_id():
+            joined.touch()
+        end = time.time() + 60
+        while added.exists() and not joined.exists() and time.time() < end:
+            time.sleep(0.1)
+
     def save_checkpoint(self, checkpoint_dir):
         return {"position": self._position}
 
@@ -80,8 +90,8 @@ def resources(config):
 class NodesComeAndGo(tune.Callback):
     """Half way, a node dies that a trial has just begun to train on, and a new one joins."""
 
-    def __init__(self, cluster, nodes, facts):
-        self._cluster, self._nodes, self._facts, self._ended = cluster, nodes, facts, 0
+    def __init__(self, cluster, nodes, facts, folder):
+        self._cluster, self._nodes, self._facts, self._folder, self._ended = cluster, nodes, facts, folder, 0
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         self._ended += 1
@@ -92,6 +102,8 @@ class NodesComeAndGo(tune.Callback):
             self._facts["removed"] = self._nodes[0].node_id
             self._cluster.remove_node(self._nodes[0], allow_graceful=False)
             self._facts["added"] = self._cluster.add_node(num_cpus=2).node_id
+            (self._folder / "added.new").write_text(self._facts["added"])
+            (self._folder / "added.new").rename(self._folder / "added")
 
 
 def main(folder: Path) -> None:
@@ -113,7 +125,7 @@ def main(folder: Path) -> None:
         max_failures=5,
         reuse_actors=True,
         checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
-        callbacks=[NodesComeAndGo(cluster, nodes, facts)],
+        callbacks=[NodesComeAndGo(cluster, nodes, facts, folder)],
         raise_on_failed_trial=False,
     )
     facts["statuses"] = [trial.status for trial in search.trials]
