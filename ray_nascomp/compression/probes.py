@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 ProbeKind = Literal["sparsity", "bits", "rank"]
 _METHOD = "l1_norm"
 _SMOOTHING_BATCHES = 8
+_SAMPLES = 256
+"""Samples that the loss is told on; probes and the model as it is see the same ones."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def make_bench(task: Task, probes: Iterable[Probe]) -> Bench:
 
 
 def loss_of(bench: Bench, probe: Probe | None) -> float:
-    """The mean loss on calibration data; infinite where it is not finite.
+    """The mean loss on calibration data, 256 samples at most; infinite where it is not finite.
 
     Args:
         bench: Made for this probe, among others.
@@ -145,6 +147,8 @@ def _mean_loss(task: Task, network: nn.Module) -> float:
     for inputs, targets in task.calibration_batches():
         total += float(task.loss(predict(inputs), targets)) * len(targets)
         count += len(targets)
+        if count >= _SAMPLES:
+            break
     return total / count if math.isfinite(total) else math.inf
 
 
