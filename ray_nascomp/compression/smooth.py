@@ -8,6 +8,7 @@ residual reads the same tensor, no layer before can take it in.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -60,7 +61,8 @@ def smooth(
             gets the one with which its output changes least under 8 bits.
 
     Returns:
-        Name of each layer -> name of the linear layer that replaces it.
+        Name of each layer -> name of the linear layer that replaces it. Layers whose weight is
+        shared, as a head's that is tied to an embedding, are left as they are and out.
 
     Raises:
         ConfigError: If a layer is not linear, alpha is out of range, or there are no batches.
@@ -73,10 +75,16 @@ def smooth(
         module = network.get_submodule(name)
         if not isinstance(module, nn.Linear):
             raise ConfigError(f"layers: {name!r} is a {type(module).__name__}, a Linear is allowed")
+    if names and not batches:
+        raise ConfigError("batches: none were given, at least one is needed to see the layers' inputs")
+    uses = Counter(
+        id(parameter)
+        for _, module in network.named_modules(remove_duplicate=False)
+        for parameter in module.parameters(recurse=False)
+    )
+    names = [name for name in names if uses[id(network.get_submodule(name).weight)] == 1]
     if not names:
         return {}
-    if not batches:
-        raise ConfigError("batches: none were given, at least one is needed to see the layers' inputs")
     renamed = {}
     for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches, with_covariance=False):
         if not observed.count:

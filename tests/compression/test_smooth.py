@@ -107,6 +107,18 @@ def test_padding_is_not_observed(block):
     assert len(plain.rows) == plain.count
 
 
+def test_a_weight_that_is_shared_is_left_alone():
+    torch.manual_seed(0)
+    embedding, head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+    head.weight = embedding.weight
+    network = nn.Sequential(embedding, nn.Linear(8, 8), nn.Tanh(), head).eval()
+    ids = torch.arange(20).reshape(2, 10)
+    with torch.no_grad():
+        expected = network(ids)
+        assert smooth(network, ["1", "3"], [ids]) == {"1": "1.1"}
+        assert (network(ids) - expected).abs().max() < 1e-5
+
+
 def test_what_cannot_be_smoothed_is_refused(block):
     with pytest.raises(ConfigError, match="Block"):
         smooth(block, [""], batches())
