@@ -98,7 +98,8 @@ def carry_out(task: Task, costs: nc.CostModel, config: dict[str, Any]) -> dict[s
     result: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 2)}
     if not step.metrics["feasible"]:
         return result | {"outcome": "infeasible", "reason": step.metrics["reason"], "foretold": foretold is None}
-    assert foretold is not None and step.run.candidate is not None
+    assert foretold is not None
+    assert step.run.candidate is not None
     params = sum(parameter.numel() for parameter in step.run.candidate.network.parameters())
     return result | {
         "outcome": "feasible",

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 _FLOAT_BYTES = 4
 _UNKNOWN_FILE, _UNKNOWN_LAYER = 60, 255
 """Bytes of a file and of a layer beside the parameters, where no file was measured."""
-_FACTOR = (60, 1.0)
-"""Bytes that each further factor of a layer adds, and what a letter of the layer's name adds to that."""
-_QUANTIZED = {8: (150, 9.0), 4: (300, 9.0), 2: (450, 9.0), 1: (600, 9.0)}
-"""Bits as they are stored -> the same for each layer or factor with integers."""
+_FACTOR = {"conv": 175, "linear": 65, "embedding": 65}
+"""Kind of a layer -> bytes that each further factor adds beside its parameters and its name."""
+_QUANTIZED = {8: 145, 4: 260, 2: 440, 1: 830}
+"""Bits as they are stored -> bytes that integers add to each layer or factor beside its name."""
+_QUANTIZED_RECURRENT = 440
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class CostTable:
         self._in_positions = np.array([layer.in_positions for layer in layers], float)
         self._multiplies = np.where(multiplies, 1.0, 0.0)
         self._is_quantizable = np.array([layer.is_quantizable for layer in layers])
+        self._factor = np.array([_FACTOR.get(layer.kind, 0) for layer in layers], float)
         self._name_length = np.array([len(layer.name) for layer in layers], float)
         self._merges = np.array([layer.folds_into is not None for layer in layers])
         self._factorisable = np.array([layer.factorisable and layer.kind in FACTORISABLE_KINDS for layer in layers])
@@ -165,9 +167,12 @@ class CostTable:
         rows = np.where(low, np.where(has_in, ranks, 0) + np.where(has_out, out, 0) + (core > 0) * rank_out, out)
         rows = np.where(low & self._is_embedding, self._out + inputs, rows)
         quantized = self._is_quantizable & (bits < 32)
-        packed = np.where(bits < 8, weights * _stored(bits) / 8 + rows * _FLOAT_BYTES, weights + rows * (_FLOAT_BYTES + 1))
+        packed = np.where(
+            bits < 8, weights * _stored(bits) / 8 + rows * _FLOAT_BYTES, weights + rows * (_FLOAT_BYTES + 1)
+        )
         recurrent = weights + self._fixed
-        packed = np.where(self._is_recurrent, recurrent * np.minimum(bits, 8) / 8, packed)
+        # Of a recurrent layer both the weights for its inputs and those for its state have scales.
+        packed = np.where(self._is_recurrent, recurrent * np.minimum(bits, 8) / 8 + 2 * out * _FLOAT_BYTES, packed)
         file = np.where(quantized, packed, (weights + self._fixed) * _FLOAT_BYTES)
         file = np.where(self._merges, 0, file + out * self._file_bias * _FLOAT_BYTES)
         nodes = np.where(low, 1.0 * has_in + has_out + (core > 0), 1.0)
@@ -178,10 +183,11 @@ class CostTable:
         outside = self.spec.extra_macs + (self._units - removed) @ self._unit_macs
         activations = np.where(bits == 8, 8, 32)
         quantized = self._is_quantizable & (bits < 32)
-        overhead = (table.nodes - 1) * self._named(*_FACTOR)
-        for stored, constants in _QUANTIZED.items():
-            overhead = overhead + np.where(
-                quantized & (_stored(bits) == stored), table.nodes * self._named(*constants), 0
+        overhead = (table.nodes - 1) * (self._factor + 2 * self._name_length)
+        for stored, constant in _QUANTIZED.items():
+            nodes = np.where(quantized & (_stored(bits) == stored), table.nodes, 0)
+            overhead = overhead + nodes * (
+                np.where(self._is_recurrent, _QUANTIZED_RECURRENT, constant) + self._name_length
             )
         file = (table.bytes + overhead).sum(1) + self.spec.extra_params * _FLOAT_BYTES + self._overhead
         return {
@@ -190,10 +196,6 @@ class CostTable:
             "bitops": (table.macs * np.where(quantized, bits * activations, 32**2)).sum(1) + outside * 32**2,
             "size_mb": file / 1e6,
         }
-
-    def _named(self, constant: float, letter: float) -> Floats:
-        """Bytes that grow with the length of a layer's name."""
-        return constant + letter * self._name_length
 
     def dense_bytes(self) -> float:
         """Bytes of the parameters in the architecture's own exported file."""

@@ -1,38 +1,79 @@
-"""An ONNX file without what no runtime reads: node names, notes, long names of inner tensors."""
+"""An ONNX file without what no runtime reads: node names, notes, long names, constants that stand there twice."""
 
 from __future__ import annotations
+
+import itertools
 
 import onnx
 
 _PRODUCER = "ray-nascomp"
+_NAMED = (".weight", ".weight_q", ".bias")
+"""Ends of the names that are kept, so that a file's weights can be told apart."""
 
 
 def compact(proto: onnx.ModelProto) -> bytes:
-    """The model as a file's content; weights keep their names.
+    """The model as a file's content; inputs, outputs and weights keep their names.
 
     Args:
         proto: The model; changed in place.
     """
     graph = proto.graph
-    kept = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    subgraphs = any(attribute.HasField("g") for node in graph.node for attribute in node.attribute)
+    names = {} if subgraphs else _shared_constants(graph)  # Inner graphs read tensors of the outer one by name.
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    kept |= {constant.name for constant in graph.initializer if constant.name.endswith(_NAMED)}
     short: dict[str, str] = {}
+    free = (name for name in map(_short_name, itertools.count()) if name not in kept)
 
     def rename(name: str) -> str:
-        if not name or name in kept:
-            return name
-        return short.setdefault(name, f"t{len(short)}")
+        name = names.get(name, name)
+        if name and name not in kept and name not in short:
+            short[name] = next(free)
+        return short.get(name, name)
 
-    subgraphs = any(attribute.HasField("g") for node in graph.node for attribute in node.attribute)
     for node in graph.node:
         node.ClearField("name")
         node.ClearField("doc_string")
         del node.metadata_props[:]
-        if not subgraphs:  # Inner graphs read tensors of the outer one by name.
+        if not subgraphs:
             node.input[:] = [rename(name) for name in node.input]
             node.output[:] = [rename(name) for name in node.output]
+    if not subgraphs:
+        for constant in graph.initializer:
+            constant.name = rename(constant.name)
+    for constant in graph.initializer:
+        constant.ClearField("doc_string")
+        del constant.metadata_props[:]
     del graph.value_info[:]
     graph.ClearField("doc_string")
     del graph.metadata_props[:]
     proto.producer_name = _PRODUCER
     proto.ClearField("producer_version")
     return proto.SerializeToString(deterministic=True)
+
+
+def _shared_constants(graph: onnx.GraphProto) -> dict[str, str]:
+    """Removes initializers that equal an earlier one; name of each -> name of the one that stays."""
+    first: dict[tuple[object, ...], str] = {}
+    owners: dict[str, str] = {}
+    unique = []
+    for constant in graph.initializer:
+        content = onnx.TensorProto()
+        content.CopyFrom(constant)
+        content.ClearField("name")
+        content.ClearField("doc_string")
+        key = (content.SerializeToString(deterministic=True),)
+        owners[constant.name] = first.setdefault(key, constant.name)
+        if owners[constant.name] == constant.name:
+            unique.append(constant)
+    if len(unique) < len(graph.initializer):
+        copies = [onnx.TensorProto.FromString(constant.SerializeToString()) for constant in unique]
+        del graph.initializer[:]
+        graph.initializer.extend(copies)
+    return owners
+
+
+def _short_name(number: int) -> str:
+    """A name of few letters and digits."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return letters[number % 26] + (str(number // 26) if number >= 26 else "")
