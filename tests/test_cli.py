@@ -149,6 +149,30 @@ def test_a_model_goes_in_and_a_smaller_one_comes_out(ray_session, source, tmp_pa
     assert "speedup" in run("benchmark", out / "model.onnx", out / "model.onnx", "--rounds", "3", "--batch", "2")
 
 
+@pytest.mark.slow
+def test_a_huggingface_model_is_compressed_with_one_command(ray_session, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("datasets")
+    from bert_folder import make_bert_folder
+
+    model = make_bert_folder(tmp_path / "bert")
+    reviews = tmp_path / "reviews"
+    reviews.mkdir()
+    for split, count in (("train", 24), ("validation", 12)):
+        lines = [f"a {word} film,{label}" for word, label in (("fine", 1), ("dull", 0))] * (count // 2)
+        (reviews / f"{split}.csv").write_text("\n".join(["text,label", *lines]))
+    task = [model, "--data", reviews, "--kind", "text_classification", "--max-length", "8", "--finetune", "1"]
+    effort = ["--trials", "1", "--epochs", "1", "--refine", "0", "--workers", "1", "--seed", "0"]
+    out = tmp_path / "small"
+    told = json.loads(run("compress", *task, "--max-drop", "100%", *effort, "-o", out, "--json"))
+    assert told["metrics"]["size_mb"] < told["metrics"]["size_mb_original"]
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+        out / "transformers", trust_remote_code=True
+    )
+    assert loaded.num_parameters() <= transformers.AutoModel.from_pretrained(model).num_parameters() + 100
+    assert "prune" in run("inspect", model)
+
+
 SEARCH = """
 task = "{name}:make_task"
 trials = 4

@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def evaluate(example: Any) -> None:
 def names(tmp_path, monkeypatch, digits) -> dict[str, Any]:
     """What texts take for granted: data, a trained model, a task, a finished experiment."""
     import torch
+    from bert_folder import make_bert_folder
     from networks import PlainNet
     from ray import tune
     from results.test_results import row, write_trial
@@ -72,25 +74,8 @@ def names(tmp_path, monkeypatch, digits) -> dict[str, Any]:
         "task": nc.Task(model, data["train"], data["val"], test_data=data["test"]),
         "experiment_folder": experiment,
         "results": nc.Results(experiment),
-        "bert_folder": small_bert(tmp_path / "bert"),
+        "bert_folder": make_bert_folder(tmp_path / "bert") if find_spec("transformers") else None,
     }
-
-
-def small_bert(folder: Path) -> Path | None:
-    """A tiny BERT for classification with its tokenizer, as `from_pretrained` loads it."""
-    try:
-        from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-    except ImportError:
-        return None
-    folder.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "dull", "film"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+_PIPE_WIDTH = 160
+
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, for scripts.")
 
 
@@ -42,7 +44,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
         table.add_column(column, justify="right" if is_number or place else "left", overflow="fold")
     for row in body:
         table.add_row(*(brief(value) for value in row))
-    Console(highlight=False).print(table)
+    # A pipe has no width of its own; names should not be broken there.
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(highlight=False, width=width).print(table)
 
 
 def brief(value: Any) -> str:

@@ -295,10 +295,12 @@ class Results:
     def _why_none(self, completed: list[TrialRecord], goal: Goal) -> str:
         if not completed:
             statuses = pd.Series([trial.status for trial in self.trials]).value_counts().to_dict()
-            return (
-                f"no trial has been completed: {statuses}; a trial is complete after epochs + 1 reports, "
-                "so a scheduler's max_t has to be at least that"
+            hint = (
+                "; a trial is complete after epochs + 1 reports, so a scheduler's max_t has to be at least that"
+                if "stopped" in statuses
+                else ""
             )
+            return f"no trial has been completed: {statuses}{hint}"
         nearest = min(completed, key=lambda trial: goal.violation(trial.metrics))
         values = {c.metric: nearest.metrics.get(c.metric) for c in goal.constraints}
         bounds = ", ".join(str(constraint) for constraint in goal.constraints)
