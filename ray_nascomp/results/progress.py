@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from ray_nascomp.goals import Goal
 from ray_nascomp.pareto import front_indices, normalised_hypervolume
@@ -112,21 +113,40 @@ def duration(seconds: float) -> str:
 
 
 def tracked(steps: Iterable[Step], count: int, metric: str) -> Iterator[Step]:
-    """Steps of a run, with a bar on stderr that shows how far it is and how good the model is.
+    """Steps of a run, with a bar that shows how far it is and how good the model is.
+
+    The bar is on stderr; in a notebook it is a line in the cell's output.
 
     Args:
         steps: The steps.
         count: How many there will be.
         metric: The metric to show.
     """
+    console = Console(stderr=True, highlight=False)
+    if console.is_jupyter:
+        yield from _tracked_in_notebook(steps, count, metric)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("epoch {task.completed}/{task.total}  {task.fields[quality]}"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
-    with Bar(*columns, console=Console(stderr=True, highlight=False)) as bar:
+    with Bar(*columns, console=console) as bar:
         shown = bar.add_task("training the chosen model", total=count - 1, quality="")
         for number, step in enumerate(steps):
             bar.update(shown, completed=number, quality=f"{metric} {step.metrics[metric]:.4g}")
             yield step
+
+
+def _tracked_in_notebook(steps: Iterable[Step], count: int, metric: str) -> Iterator[Step]:
+    from IPython.display import display
+
+    cell: Any = None
+    for number, step in enumerate(steps):
+        line = Text(f"training the chosen model: epoch {number}/{count - 1}  {metric} {step.metrics[metric]:.4g}")
+        if cell is None:
+            cell = display(line, display_id=True)
+        else:
+            cell.update(line)
+        yield step

@@ -11,7 +11,7 @@ from rich.console import Console
 import ray_nascomp as nc
 from ray_nascomp.results import FrontReporter
 from ray_nascomp.results.live_view import sparkline, view
-from ray_nascomp.results.progress import Progress, duration
+from ray_nascomp.results.progress import Progress, duration, tracked
 
 GOAL = nc.Goal([nc.Objective("accuracy"), nc.Objective("cost", "min")], [nc.Constraint("drop", "<=", 0.1)])
 
@@ -89,6 +89,14 @@ def test_the_hypervolume_so_far_is_drawn_in_todays_box():
     assert progress.curve() == pytest.approx([0, 0.5, 0.75])
     assert sparkline(progress.curve()) == "▁▅▇"
     assert len(progress.curve(points=2)) == 2
+
+
+def test_a_long_training_shows_how_far_it_is(capsys):
+    steps = [SimpleNamespace(metrics={"accuracy": value}) for value in (0.5, 0.75)]
+    assert list(tracked(steps, 2, "accuracy")) == steps
+    shown = capsys.readouterr()
+    assert "epoch 1/1  accuracy 0.75" in shown.err
+    assert shown.out == ""
 
 
 def test_loggers_after_it_write_the_front(tmp_path):
