@@ -35,7 +35,6 @@ def search(task: nc.HuggingFaceTask, arguments: argparse.Namespace) -> None:
     task = task.elastic()
     space = nc.compression_space(task, max_sparsity=0.5)
     del space["prune"]  # Heads and neurons are part of the architecture already.
-    space["finetune"]["lr"] = tune.loguniform(3e-5, 5e-4)
     goal = nc.Goal([nc.Objective(task.metric, mode=task.mode), nc.Objective("speedup"), nc.Objective("size_mb", "min")])
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     tuner = tune.Tuner(

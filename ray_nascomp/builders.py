@@ -69,7 +69,7 @@ def compression_space(
         per_layer = {name: rank(0.1, 1.0) for name in task.spec.factorisable_names}
         space["low_rank"] = {"rank": per_layer if ranks == "layer" else rank(0.1, 1.0), "round_to": 8}
     space["finetune"] = {
-        "lr": tune.loguniform(3e-4, 1e-2),
+        "lr": tune.loguniform(*task.learning_rates),
         "distill": {"weight": tune.choice([0.0, 0.3, 0.6, 0.9]), "temperature": tune.choice([1.0, 2.0, 4.0])},
     }
     if layers:

@@ -55,6 +55,9 @@ class Task:
         ConfigError: For empty data, an unknown metric, or a builder without dimensions.
     """
 
+    learning_rates: tuple[float, float] = (3e-4, 1e-2)
+    """Range that a search draws learning rates from."""
+
     def __init__(
         self,
         model: nn.Module,

@@ -98,6 +98,17 @@ def test_a_task_travels_to_workers_with_its_tokenizer(text_task: nc.HuggingFaceT
     assert torch.equal(arrived.predict(arrived.model)(inputs), text_task.predict(text_task.model)(inputs))
 
 
+def test_an_elastic_task_searches_rates_that_suit_a_pretrained_model(text_task: nc.HuggingFaceTask) -> None:
+    elastic = text_task.elastic(heads=(0.5, 1.0))
+    space = nc.compression_space(elastic)
+    assert space["architecture"]["bert.encoder.layer.0"]["heads"].categories == [2, 4]
+    assert (space["finetune"]["lr"].lower, space["finetune"]["lr"].upper) == (1e-5, 5e-4)
+    assert elastic.train_data is text_task.train_data
+    assert text_task.build is None
+    with pytest.raises(ConfigError, match="fine-tune first, then call elastic"):
+        elastic.finetune(num_train_epochs=1)
+
+
 def test_data_sets_with_named_classes_and_pairs_of_texts(tokenizer: Any) -> None:
     import datasets
 
