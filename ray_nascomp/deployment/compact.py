@@ -7,7 +7,7 @@ import itertools
 import onnx
 
 _PRODUCER = "ray-nascomp"
-_NAMED = (".weight", ".weight_q", ".bias")
+_NAMED = (".weight", "_q", ".bias")
 """Ends of the names that are kept, so that a file's weights can be told apart."""
 
 
