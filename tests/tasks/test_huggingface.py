@@ -302,3 +302,33 @@ def test_bad_arguments_are_refused(tokenizer: Any, changes: dict[str, Any], says
     arguments = {"model": model, "dataset": splits(), "processor": tokenizer, **changes}
     with pytest.raises(ConfigError, match=says):
         nc.HuggingFaceTask(**arguments)
+
+
+@pytest.mark.slow
+def test_a_joint_config_runs_through_all_stages_and_is_saved(text_task: nc.HuggingFaceTask, tmp_path: Any) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from ray_nascomp.deployment.runtime import make_session, run_session
+
+    task = text_task.elastic()
+    blocks = [f"bert.encoder.layer.{i}" for i in range(3)]
+    config = {
+        "architecture": {
+            blocks[0]: {"heads": 3, "width": 72},
+            blocks[1]: {"keep": False, "heads": 1, "width": 24},
+            blocks[2]: {"keep": True, "heads": 4, "width": 96},
+        },
+        "prune": {"method": "l1_norm", "sparsity": {f"{blocks[2]}.attention.self": 0.25}, "round_to": 1},
+    }
+    step = nc.compress(task, config, 0)
+    assert step.metrics["feasible"], step.metrics["reason"]
+    network = step.run.candidate.network
+    assert network.bert.encoder.layer[1].attention.self.query.out_features == 3 * 16
+    assert step.metrics["params"] == sum(parameter.numel() for parameter in network.parameters())
+    inputs = task.val_data.head(4)[0]
+    expected = task.predict(network)(inputs)
+    found = run_session(make_session(step.artifact.content), inputs, task.input_names)
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-4)
+    task.save_pretrained(network, tmp_path, {"accuracy": step.metrics["accuracy"]})
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=True)
+    torch.testing.assert_close(task.predict(loaded)(inputs), expected, rtol=0, atol=1e-5)
