@@ -63,7 +63,7 @@ def bits(choices: Sequence[int] = (8, 32)) -> Categorical:
 
 
 def rank(lower: float = 0.1, upper: float = 1.0, step: float = 0.1) -> Float:
-    """A rank to search, as a share of the full rank in (0, 1]; 1 means not factorised.
+    """A rank to search, as a share in (0, 1] of the largest that saves parameters; 1 means not factorised.
 
     Raises:
         ConfigError: If the bounds are not within (0, 1].
