@@ -17,7 +17,7 @@ _FLOAT_BITS = 32
 
 
 def adaptive_bits(task: Task, method: str, budget: float) -> dict[str, int]:
-    """The bits that add least to the loss on calibration data.
+    """The bits that change the outputs on calibration data least.
 
     Args:
         task: The task.
@@ -32,7 +32,7 @@ def adaptive_bits(task: Task, method: str, budget: float) -> dict[str, int]:
     """
     layers = {layer.name: layer for layer in task.spec.quantizable_layers}
     offered = [bits for bits in bits_of(method) if bits < _FLOAT_BITS]
-    table = measure_sensitivity(task, sparsities=(), bits=offered, ranks=()).table("bits")
+    table = measure_sensitivity(task, sparsities=(), bits=offered, ranks=()).distortions("bits")
     increases, sizes = {}, {}
     for name, layer in layers.items():
         params = math.prod(layer.weight_shape) + layer.fixed_params

@@ -45,12 +45,28 @@ class Probe:
     setting: float
 
 
+@dataclass(frozen=True)
+class Effect:
+    """What a probe does.
+
+    Attributes:
+        loss: Increase of the mean loss; negative where it falls, as it may by chance.
+        distortion: Squared change of the outputs as a share of their square, 0 or more. Those of
+            independent small changes add up.
+    """
+
+    loss: float
+    distortion: float
+
+
 @dataclass
 class Bench:
     """A task's model and what probes of it need.
 
     Attributes:
         task: The task.
+        outputs: The outputs of the model as it is, one tensor a batch.
+        loss: Its mean loss.
         removed: Probe of a sparsity -> units to remove.
         ranks: Probe of a rank -> the rank.
         covariances: Layer name -> second moments of its inputs, for ranks.
@@ -62,6 +78,8 @@ class Bench:
     """
 
     task: Task
+    outputs: list[Tensor]
+    loss: float
     removed: dict[Probe, list[int]] = field(default_factory=dict)
     ranks: dict[Probe, int] = field(default_factory=dict)
     covariances: dict[str, Tensor] = field(default_factory=dict)
@@ -98,7 +116,7 @@ def make_bench(task: Task, probes: Iterable[Probe]) -> Bench:
         task: The task; its model stays as it is.
         probes: Of `possible_probes`.
     """
-    bench = Bench(task)
+    bench = Bench(task, *_run(task, task.network({})))
     by_kind: dict[str, list[Probe]] = {"sparsity": [], "bits": [], "rank": []}
     for probe in probes:
         by_kind[probe.kind].append(probe)
@@ -116,40 +134,54 @@ def make_bench(task: Task, probes: Iterable[Probe]) -> Bench:
     return bench
 
 
-def loss_of(bench: Bench, probe: Probe | None) -> float:
-    """The mean loss on calibration data, 256 samples at most; infinite where it is not finite.
+def effect_of(bench: Bench, probe: Probe) -> Effect:
+    """What the one change does on calibration data, 256 samples at most; infinite where that is not finite.
 
     Args:
         bench: Made for this probe, among others.
-        probe: The one change; None for the model as it is.
+        probe: The change.
     """
+    outputs, loss = _run(bench.task, _changed(bench, probe))
+    pairs = list(zip(outputs, bench.outputs, strict=True))
+    change = sum(float((ours - original).double().square().sum()) for ours, original in pairs)
+    size = sum(float(original.double().square().sum()) for _, original in pairs)
+    distortion = change / max(size, 1e-12)
+    return Effect(loss - bench.loss, distortion if math.isfinite(distortion) else math.inf)
+
+
+def loss_of(task: Task) -> float:
+    """The mean loss of the task's own model, as `effect_of` compares with it."""
+    return _run(task, task.network({}))[1]
+
+
+def _changed(bench: Bench, probe: Probe) -> nn.Module:
     from ray_nascomp.compression.batch_norm import reestimate_batch_norm
 
-    task = bench.task
-    if probe is None:
-        return _mean_loss(task, task.network({}))
     if probe.kind == "bits":
-        return _mean_loss(task, _with_bits(bench, probe))
-    network = task.network({})
+        return _with_bits(bench, probe)
+    network = bench.task.network({})
     if probe.kind == "sparsity":
-        _remove(network, task, probe.name, bench.removed[probe])
+        _remove(network, bench.task, probe.name, bench.removed[probe])
     else:
         from ray_nascomp.compression.low_rank import factorise
 
         factorise(network, {probe.name: bench.ranks[probe]}, bench.covariances)
-    reestimate_batch_norm(network, task.calibration_batches())
-    return _mean_loss(task, network)
+    reestimate_batch_norm(network, bench.task.calibration_batches())
+    return network
 
 
-def _mean_loss(task: Task, network: nn.Module) -> float:
+def _run(task: Task, network: nn.Module) -> tuple[list[Tensor], float]:
+    """Outputs and mean loss."""
     predict = task.predict(network)
+    outputs: list[Tensor] = []
     total, count = 0.0, 0
     for inputs, targets in task.calibration_batches():
-        total += float(task.loss(predict(inputs), targets)) * len(targets)
+        outputs.append(predict(inputs))
+        total += float(task.loss(outputs[-1], targets)) * len(targets)
         count += len(targets)
         if count >= _SAMPLES:
             break
-    return total / count if math.isfinite(total) else math.inf
+    return outputs, total / count if math.isfinite(total) else math.inf
 
 
 def _units_to_remove(share: float, width: int) -> int:

@@ -1,7 +1,8 @@
-"""How much each group and layer adds to the loss when it alone is compressed: a table, measured once.
+"""What it does to a model when each group and layer alone is compressed: a table, measured once.
 
-Adaptive quantization allocates bits by it, the greedy searcher and others take it as a prior. The
-data are those for calibration, never the validation data.
+Adaptive quantization allocates bits by it, searchers can take it as a prior. The data are those for
+calibration, never the validation data. The increase of the loss is what counts in the end, but on
+few samples chance moves it both ways; the distortion of the outputs tells small changes apart.
 """
 
 from __future__ import annotations
@@ -15,14 +16,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ray_nascomp.compression.probes import Bench, Probe, ProbeKind, loss_of, make_bench, possible_probes
+from ray_nascomp.compression.probes import (
+    Bench,
+    Effect,
+    Probe,
+    ProbeKind,
+    effect_of,
+    loss_of,
+    make_bench,
+    possible_probes,
+)
 from ray_nascomp.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray_nascomp.tasks.base import Task
 
 HOPELESS = 1e9
-"""Increase of the loss that stands for an infinite one."""
+"""Increase of the loss, or distortion, that stands for an infinite one."""
 
 _IDENTITY: dict[str, float] = {"sparsity": 0.0, "bits": 32.0, "rank": 1.0}
 _JOBS_A_CPU = 4
@@ -32,18 +42,18 @@ _PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Increases of the mean loss on calibration data.
+    """Effects on the outputs and the mean loss on calibration data.
 
     Attributes:
         loss: The loss of the model as it is.
-        measured: Each probe -> the increase of the loss; negative where it falls.
+        measured: Each probe -> what it does.
     """
 
     loss: float
-    measured: dict[Probe, float]
+    measured: dict[Probe, Effect]
 
     def of(self, kind: ProbeKind, name: str, setting: float) -> float:
-        """The increase at any setting, between measured ones by a straight line.
+        """The increase of the loss at any setting, between measured ones by a straight line.
 
         Args:
             kind: "sparsity", "bits" or "rank".
@@ -62,12 +72,16 @@ class Sensitivity:
         return float(np.interp(setting, settings, increases))
 
     def table(self, kind: ProbeKind) -> dict[str, dict[float, float]]:
-        """Name -> setting -> increase, in the model's order."""
-        return self._tables.get(kind, {})
+        """Name -> setting -> increase of the loss, in the model's order."""
+        return self._tables["loss"].get(kind, {})
 
-    def rows(self) -> Iterator[tuple[ProbeKind, str, float, float]]:
-        """All (kind, name, setting, increase)."""
-        return ((probe.kind, probe.name, probe.setting, increase) for probe, increase in self.measured.items())
+    def distortions(self, kind: ProbeKind) -> dict[str, dict[float, float]]:
+        """Name -> setting -> distortion of the outputs, in the model's order."""
+        return self._tables["distortion"].get(kind, {})
+
+    def rows(self) -> Iterator[tuple[ProbeKind, str, float, float, float]]:
+        """All (kind, name, setting, increase of the loss, distortion)."""
+        return ((p.kind, p.name, p.setting, effect.loss, effect.distortion) for p, effect in self.measured.items())
 
     def to_json(self) -> str:
         """The table as JSON text."""
@@ -77,14 +91,15 @@ class Sensitivity:
     def from_json(cls, text: str) -> Sensitivity:
         """The table of `to_json`."""
         data = json.loads(text)
-        measured = {Probe(kind, name, setting): increase for kind, name, setting, increase in data["rows"]}
+        measured = {Probe(*probe): Effect(loss, distortion) for *probe, loss, distortion in data["rows"]}
         return cls(data["loss"], measured)
 
     @cached_property
-    def _tables(self) -> dict[str, dict[str, dict[float, float]]]:
-        tables: dict[str, dict[str, dict[float, float]]] = {}
-        for kind, name, setting, increase in self.rows():
-            tables.setdefault(kind, {}).setdefault(name, {})[setting] = increase
+    def _tables(self) -> dict[str, dict[str, dict[str, dict[float, float]]]]:
+        tables: dict[str, dict[str, dict[str, dict[float, float]]]] = {"loss": {}, "distortion": {}}
+        for kind, name, setting, loss, distortion in self.rows():
+            for what, value in (("loss", loss), ("distortion", distortion)):
+                tables[what].setdefault(kind, {}).setdefault(name, {})[setting] = value
         return tables
 
 
@@ -96,7 +111,7 @@ def measure_sensitivity(
     ranks: Sequence[float] = (0.25, 0.5),
     folder: str | Path | None = None,
 ) -> Sensitivity:
-    """Compresses each group and layer of the task's own model alone and measures the loss, without training.
+    """Compresses each group and layer of the task's own model alone and measures what it does, without training.
 
     Channels and heads go by their L1 norm; 8 bits quantize a layer's inputs too, fewer its weight
     alone; low ranks are weighted by the layer's inputs. In a driver with Ray initialised the probes
@@ -116,7 +131,7 @@ def measure_sensitivity(
     _check("sparsities", sparsities, 0, 1, "between 0 and 1")
     _check("bits", bits, 0, 9, "that are whole, 1 to 8,")
     _check("ranks", ranks, 0, 1, "between 0 and 1")
-    loss = loss_of(Bench(task), None)
+    loss = loss_of(task)
     probes = possible_probes(task, sparsities, bits, ranks)
     path = Path(folder) / f"sensitivity_{_key(task, probes)}.json" if folder is not None else None
     if path is not None and path.exists():
@@ -124,9 +139,8 @@ def measure_sensitivity(
         # Another loss or other data with the same weights have another loss.
         if math.isclose(found.loss, loss, rel_tol=1e-3, abs_tol=1e-6):
             return found
-    losses = _measure(make_bench(task, probes), probes)
-    increases = (value - loss if math.isfinite(value) else HOPELESS for value in losses)
-    table = Sensitivity(loss, dict(zip(probes, increases, strict=True)))
+    effects = map(_finite, _measure(make_bench(task, probes), probes))
+    table = Sensitivity(loss, dict(zip(probes, effects, strict=True)))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -146,38 +160,43 @@ def _key(task: Task, probes: Sequence[Probe]) -> str:
     return f"{task.fingerprint}_{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
-def _measure(bench: Bench, probes: Sequence[Probe]) -> list[float]:
+def _finite(effect: Effect) -> Effect:
+    loss, distortion = (value if math.isfinite(value) else HOPELESS for value in (effect.loss, effect.distortion))
+    return Effect(loss, distortion)
+
+
+def _measure(bench: Bench, probes: Sequence[Probe]) -> list[Effect]:
     import ray
 
     # A trial holds the CPUs that its own tasks would wait for.
     if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.SCRIPT_MODE:
-        return [loss_of(bench, probe) for probe in probes]
+        return [effect_of(bench, probe) for probe in probes]
     from ray_nascomp.tasks.transport import pack
 
     packed = ray.put(pack(bench))
-    remote = ray.remote(num_cpus=1)(_losses)
+    remote = ray.remote(num_cpus=1)(_effects)
     jobs = max(1, int(ray.cluster_resources().get("CPU", 1)) * _JOBS_A_CPU)
     parts = [list(probes[start::jobs]) for start in range(min(jobs, len(probes)))]
     pending = {remote.remote(packed, part): part for part in parts}
-    losses: dict[Probe, float] = {}
+    effects: dict[Probe, Effect] = {}
     patience = _PATIENCE
     while pending:
         ready, _ = ray.wait(list(pending), timeout=patience)
         if ready:
             part = pending.pop(ready[0])
-            losses.update(zip(part, ray.get(ready[0]), strict=True))
+            effects.update(zip(part, ray.get(ready[0]), strict=True))
         else:
             # Trials that hold all CPUs may wait for this very process, so it does not only wait.
             patience = 0.0
             reference, part = pending.popitem()
             ray.cancel(reference)
-            losses.update((probe, loss_of(bench, probe)) for probe in part)
-    return [losses[probe] for probe in probes]
+            effects.update((probe, effect_of(bench, probe)) for probe in part)
+    return [effects[probe] for probe in probes]
 
 
-def _losses(packed: Any, probes: Sequence[Probe]) -> list[float]:
+def _effects(packed: Any, probes: Sequence[Probe]) -> list[Effect]:
     """What a Ray task does."""
     from ray_nascomp.tasks.transport import unpack
 
     bench = cast(Bench, unpack(packed))
-    return [loss_of(bench, probe) for probe in probes]
+    return [effect_of(bench, probe) for probe in probes]

@@ -11,7 +11,7 @@ import ray_nascomp as nc
 from ray_nascomp.compression import sensitivity
 from ray_nascomp.compression.batch_norm import reestimate_batch_norm
 from ray_nascomp.compression.bit_allocation import allocate_bits
-from ray_nascomp.compression.probes import Probe
+from ray_nascomp.compression.probes import Effect, Probe
 from ray_nascomp.compression.sensitivity import HOPELESS, Sensitivity, measure_sensitivity
 from ray_nascomp.errors import ConfigError
 
@@ -80,6 +80,11 @@ def test_few_bits_cost_what_a_rounded_weight_says(task, table):
         scale = weight.abs().amax(1, keepdim=True) / 3
         weight.copy_((weight / scale).round() * scale)
     assert table.of("bits", "head", 3) == pytest.approx(loss(task, network) - table.loss, rel=1e-3)
+    inputs = task.train_data.head(128)[0]
+    with torch.no_grad():
+        original, ours = task.model(inputs), network(inputs)
+    distortion = float((ours - original).square().sum() / original.square().sum())
+    assert table.distortions("bits")["head"][3] == pytest.approx(distortion, rel=1e-3)
 
 
 def test_a_low_rank_costs_less_than_that_of_a_plain_svd(task, table):
@@ -93,7 +98,9 @@ def test_a_low_rank_costs_less_than_that_of_a_plain_svd(task, table):
 
 
 def test_settings_between_the_measured_ones_lie_on_a_line():
-    table = Sensitivity(1.0, {Probe("sparsity", "a", 0.25): 0.1, Probe("sparsity", "a", 0.75): 0.5})
+    table = Sensitivity(
+        1.0, {Probe("sparsity", "a", 0.25): Effect(0.1, 0.2), Probe("sparsity", "a", 0.75): Effect(0.5, 0.6)}
+    )
     assert table.of("sparsity", "a", 0.5) == pytest.approx(0.3)
     assert table.of("sparsity", "a", 0.125) == pytest.approx(0.05)
     assert table.of("sparsity", "a", 0.0) == 0
@@ -110,7 +117,7 @@ def test_the_table_is_plain_json(table):
 def test_bits_can_be_allocated_from_it(task, table):
     weights = {layer.name: torch.Size(layer.weight_shape).numel() for layer in task.spec.quantizable_layers}
     cost = {name: {bits: weights[name] * bits / 8 for bits in (3, 8)} for name in weights}
-    found = allocate_bits(table.table("bits"), cost, 0.7 * sum(weights.values()))
+    found = allocate_bits(table.distortions("bits"), cost, 0.7 * sum(weights.values()))
     assert set(found.values()) == {3, 8}
 
 
@@ -131,9 +138,9 @@ def test_a_kept_table_is_used_again_until_the_loss_is_another(task, table, tmp_p
 def test_a_loss_that_is_not_finite_is_hopeless(task):
     other = copy.copy(task)
     calls = iter(range(1000))
-    other._loss = lambda outputs, targets: torch.tensor(1.0 if next(calls) < 4 else float("nan"))
+    other._loss = lambda outputs, targets: torch.tensor(1.0 if next(calls) < 8 else float("nan"))
     table = measure_sensitivity(other, sparsities=(), bits=(8,), ranks=())
-    assert set(table.measured.values()) == {HOPELESS}
+    assert {effect.loss for effect in table.measured.values()} == {HOPELESS}
 
 
 @pytest.mark.parametrize(("key", "value"), [("sparsities", 1.0), ("bits", 0), ("bits", 9), ("bits", 4.5), ("ranks", 0)])
@@ -166,7 +173,9 @@ def test_a_transformers_heads_and_smoothed_layers_are_measured():
 def test_ray_tasks_measure_the_same(ray_session, task, table):
     found = measure_sensitivity(task, **SETTINGS)
     assert found.measured.keys() == table.measured.keys()
-    assert all(found.measured[probe] == pytest.approx(value, abs=1e-5) for probe, value in table.measured.items())
+    for probe, effect in table.measured.items():
+        assert found.measured[probe].loss == pytest.approx(effect.loss, abs=1e-5)
+        assert found.measured[probe].distortion == pytest.approx(effect.distortion, abs=1e-5)
 
 
 def test_busy_cpus_do_not_stop_it(ray_session, task, table, monkeypatch):
