@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ray_nascomp.errors import ConfigError
+
 if TYPE_CHECKING:
     from ray_nascomp.model_spec import GroupSpec, LayerSpec, ModelSpec
 
@@ -59,7 +61,5 @@ def norms_of(spec: ModelSpec, group: str) -> tuple[str, ...]:
 
 def check_method(method: str, allowed: Iterable[str]) -> None:
     """Raises a ConfigError where a method is not one of those allowed."""
-    from ray_nascomp.errors import ConfigError
-
     if method not in allowed:
         raise ConfigError.unknown("prune.method", method, allowed)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from networks import PlainNet
+from torch import nn
 
 import ray_nascomp as nc
 from ray_nascomp.errors import ConfigError
@@ -63,8 +65,25 @@ def test_what_does_not_matter_is_left_out_of_the_canonical_form(spec):
         ({"finetune": {"lr": 0}}, r"finetune.lr: 0 was given, a number in \(0, inf\)"),
         ({"finetune": {"distill": {"weight": 1.5}}}, "finetune.distill.weight"),
         ({"finetune": {"distill": {"alpha": 0.5}}}, "'alpha'"),
+        ({"prune": {"method": "level", "sparsity": 0.5}, "quantize": {"method": "bnn", "bits": 1}}, "have no zero"),
     ],
 )
 def test_mistakes_are_named_with_what_is_allowed(spec, config, says):
     with pytest.raises(ConfigError, match=says):
         CompressionPlan.from_config(config, spec)
+
+
+def test_slim_is_refused_where_its_factors_mean_nothing():
+    class Concat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3)
+            self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(torch.cat([self.left(x), self.right(x)], 1)).mean((2, 3)))
+
+    spec = nc.ModelSpec.from_model(Concat(), torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ConfigError, match="'norm' spans the channels of several groups"):
+        CompressionPlan.from_config({"prune": {"method": "slim", "sparsity": {"left": 0.5}}}, spec)
+    CompressionPlan.from_config({"prune": {"method": "slim", "sparsity": {"left": 0.0}}}, spec)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ray_nascomp import registry
+from ray_nascomp import pruners, registry
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.plan.checks import ALL, mapping
 from ray_nascomp.plan.stages import FinetuneStage, LowRankStage, PruneStage, QuantizeStage
@@ -78,6 +78,7 @@ class CompressionPlan:
             extra={key: value for key, value in config.items() if key not in known},
         )
         plan._check_fused(spec)
+        plan._check_methods(spec)
         return plan
 
     def _check_fused(self, spec: ModelSpec) -> None:
@@ -95,6 +96,20 @@ class CompressionPlan:
             problem = "removes channels only: give attention heads a sparsity of 0"
         if problem is not None:
             raise ConfigError(f"prune.schedule: 'fused' was given; it {problem}")
+
+    def _check_methods(self, spec: ModelSpec) -> None:
+        """Raises a ConfigError for a pruner that means nothing on this model or under this quantizer."""
+        if self.prune.method == "slim":
+            for group in spec.prunable_groups:
+                reason = pruners.refusal("slim", spec, group) if self.prune.of(group.name) else None
+                if reason is not None:
+                    raise ConfigError(f"prune.method: 'slim' was given with a sparsity of {group.name!r}; {reason}")
+        masked = not self.prune.removes_units and not self.prune.is_identity
+        if masked and self.quantize.method == "bnn" and not self.quantize.is_identity:
+            raise ConfigError(
+                f"prune.method: {self.prune.method!r} was given with quantize.method 'bnn', whose signs have no zero; "
+                "a method that removes channels is allowed"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values."""
