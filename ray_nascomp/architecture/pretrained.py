@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from ray_nascomp.architecture.blocks import KeptLayers, find_blocks
 from ray_nascomp.architecture.shaping import shape_layers
@@ -63,6 +65,7 @@ def save_network(network: nn.Module, folder: Path, auto_class: str, use_cache: b
         config.use_cache = use_cache
     whole = _empty(model, config)
     _restore_conv1d(model, whole)
+    _restore_weight_norm(model, whole)
     uniform = _with_shapes_of(model, copy.deepcopy(config))
     try:
         is_plain = not any(_differences(model, _empty(model, uniform)).values())
@@ -133,6 +136,15 @@ def _restore_conv1d(network: Any, whole: nn.Module) -> None:
             conv1d.bias = nn.Parameter(torch.zeros(mine.out_features) if mine.bias is None else mine.bias.detach())
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, conv1d)
+
+
+def _restore_weight_norm(network: Any, whole: nn.Module) -> None:
+    """Parametrizes a convolution's weight by norm and direction where the network's family does: Wav2Vec2."""
+    for name, layer in whole.named_modules():
+        mine = _get(network, name)
+        if is_parametrized(layer, "weight") and type(mine) is nn.Conv1d:
+            norm: Any = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
+            weight_norm(mine, "weight", norm.dim)
 
 
 def _differences(network: nn.Module, whole: nn.Module) -> dict[str, dict[str, Any]]:

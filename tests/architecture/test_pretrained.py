@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformer_families import FAMILIES, logits, make, whole
 
 import ray_nascomp as nc
@@ -16,6 +17,7 @@ from ray_nascomp.architecture import elastic_transformer, save_network
 from ray_nascomp.architecture.pretrained import CODE_FILE
 from ray_nascomp.compression.attention import replace_conv1d
 from ray_nascomp.errors import ConfigError
+from ray_nascomp.tasks.transport import pack, unpack
 
 AUTO = {
     "bert": "AutoModelForSequenceClassification",
@@ -81,6 +83,19 @@ def test_what_was_loaded_can_be_compressed_and_saved_again(tmp_path: Path) -> No
     save_network(smaller, tmp_path / "second", AUTO["bert"], use_cache=False)
     again = load("bert", tmp_path / "second", trust_remote_code=True)
     torch.testing.assert_close(logits(again, inputs), logits(smaller, inputs), rtol=0, atol=1e-6)
+
+
+def test_wav2vec2_travels_and_is_saved_with_its_weight_norm(tmp_path: Path) -> None:
+    model, inputs = make("wav2vec2", "sdpa")
+    data = (inputs["input_values"], torch.tensor([0, 1]))
+    task = nc.HuggingFaceTask(model, {"train": data, "validation": data})
+    expected = logits(model, inputs)
+    arrived = unpack(pack(task))
+    torch.testing.assert_close(logits(arrived.model, inputs), expected, rtol=0, atol=1e-6)
+    task.save_pretrained(task.network({}), tmp_path)
+    assert not (tmp_path / CODE_FILE).exists()
+    torch.testing.assert_close(logits(load("wav2vec2", tmp_path), inputs), expected, rtol=0, atol=1e-6)
+    assert is_parametrized(model.wav2vec2.encoder.pos_conv_embed.conv)  # The user's model is as it was.
 
 
 def test_the_saved_folder_needs_no_ray_nascomp(tmp_path: Path) -> None:
