@@ -9,8 +9,9 @@ the embeddings to those of the original are taken over. Linear layers compute in
 used for weights, so that no product saturates; inputs smoothed and in static 8 bits), embeddings are stored
 as int8.
 
-Speed is relative to the fastest of the fp32 exports that the script tries: medians over rounds in which both
-run one after the other, one thread, processor time. `bit_equal` says whether ONNX Runtime gives the same
+Speed is relative to the fp32 file that `export_onnx` makes, and so is that of other fp32 exports, which shows
+how near it is to the best: medians over rounds in which both run one after the other, one thread, processor
+time. `bit_equal` says whether ONNX Runtime gives the same
 outputs with the kernels that guard against saturation.
 """
 

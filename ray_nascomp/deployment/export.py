@@ -13,6 +13,7 @@ from torch import nn
 from ray_nascomp.deployment.axes import Axes, batch_axes, resized, sequence_axes
 from ray_nascomp.deployment.exporters import Exporter, exporters_for
 from ray_nascomp.deployment.runtime import make_session, run_session
+from ray_nascomp.deployment.sharing import share_weights
 from ray_nascomp.errors import NonFiniteModelError
 from ray_nascomp.tasks.calling import call, map_tensors, tensors_of
 
@@ -60,6 +61,7 @@ def export_onnx(model: nn.Module, example_inputs: Any, input_names: tuple[str, .
         axes = sequence if is_open and sequence is not None else batch_axes(inputs)
         try:
             proto = exporter.export(model, inputs, input_names, axes)
+            share_weights(proto.graph)
             _verify(proto, model, inputs, input_names, axes)
         except NonFiniteModelError:
             raise

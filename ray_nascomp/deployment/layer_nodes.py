@@ -22,8 +22,8 @@ class LayerNode:
         index: Position of the node in the graph.
         node: The node.
         layer: The layer's name.
-        weight: Name of the weight's initializer.
-        transposed: Whether the initializer is the transposed torch weight.
+        weight: Name of the weight's tensor: an initializer, or one transposed.
+        transposed: Whether that tensor is the transposed torch weight.
     """
 
     index: int
@@ -45,6 +45,11 @@ def layer_nodes(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> It
         weights: Layer name -> torch weight.
     """
     initializers = {initializer.name: initializer for initializer in graph.initializer}
+    turned = {
+        node.output[0]: initializers[node.input[0]]
+        for node in graph.node
+        if node.op_type == "Transpose" and node.input[0] in initializers and len(initializers[node.input[0]].dims) == 2
+    }
     by_name = {f"model.{layer}.weight": layer for layer in weights}
     by_content: dict[_Content, list[tuple[str, bool]]] = {}
     for layer, weight in weights.items():
@@ -58,16 +63,18 @@ def layer_nodes(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> It
         if node.op_type not in _LAYER_OPS:
             continue
         for name in node.input[:1] if node.op_type == "Gather" else node.input:
-            initializer = initializers.get(name)
+            initializer = initializers.get(name) or turned.get(name)
             if initializer is None or initializer.data_type != onnx.TensorProto.FLOAT:
                 continue
             if name in by_name:
                 claimed.add(by_name[name])
                 yield LayerNode(index, node, by_name[name], name, False)
                 break
-            if tuple(initializer.dims) not in shapes:
+            shape = tuple(initializer.dims)
+            if (shape[::-1] if name in turned else shape) not in shapes:
                 continue
-            if matches := by_content.get(_content_of(numpy_helper.to_array(initializer))):
+            values = numpy_helper.to_array(initializer)
+            if matches := by_content.get(_content_of(values.T if name in turned else values)):
                 layer, transposed = next((match for match in matches if match[0] not in claimed), matches[0])
                 claimed.add(layer)
                 yield LayerNode(index, node, layer, name, transposed)

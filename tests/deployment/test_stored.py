@@ -189,6 +189,8 @@ def test_an_embedding_and_the_head_that_is_tied_to_it_are_stored_once(bits):
     scales = LayerScales(np.abs(weight).max(1) / (63 if bits == 8 else 7), None, None, bits)
     head = LayerScales(scales.weight, ActivationScale(2 / 255, 128), None, bits)
     proto = export_onnx(network, ids[:2], ("ids",))
+    # In floating point it is stored once as well; the head's is a transposition of it.
+    assert sum(entry.dims[0] * entry.dims[1] == 1024 for entry in proto.graph.initializer if len(entry.dims) == 2) == 1
     for head_scales in (scales, head):
         found = insert_quantization(
             proto, {"embedding": weight, "head": weight}, {"embedding": scales, "head": head_scales}

@@ -1,0 +1,48 @@
+"""Weights that a network shares, stored once: exporters write one copy for each use, turned where it multiplies."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+_LEAST = 1024
+"""Elements from which on sharing a weight is worth a node."""
+
+
+def share_weights(graph: onnx.GraphProto) -> None:
+    """Keeps one of equal matrices, and of those that equal another's transpose; in place.
+
+    The transposition reads constants alone, so the runtime carries it out once, at load.
+    """
+    kept: dict[tuple[tuple[int, ...], bytes], str] = {}
+    turned: dict[str, str] = {}
+    renamed: dict[str, str] = {}
+    for initializer in graph.initializer:
+        if len(initializer.dims) != 2 or initializer.dims[0] * initializer.dims[1] < _LEAST:
+            continue
+        matrix = numpy_helper.to_array(initializer)
+        if (same := kept.get(_key(matrix))) is not None:
+            renamed[initializer.name] = same
+        elif (other := kept.get(_key(matrix.T))) is not None:
+            turned[initializer.name] = other
+        else:
+            kept[_key(matrix)] = initializer.name
+    if not renamed and not turned:
+        return
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    remaining = [entry for entry in graph.initializer if entry.name not in renamed and entry.name not in turned]
+    transposes = [helper.make_node("Transpose", [source], [name], perm=[1, 0]) for name, source in turned.items()]
+    nodes = [*transposes, *graph.node]
+    copies = [type(entry).FromString(entry.SerializeToString()) for entry in (*nodes, *remaining)]
+    del graph.node[:]
+    del graph.initializer[:]
+    graph.node.extend(copies[: len(nodes)])
+    graph.initializer.extend(copies[len(nodes) :])
+
+
+def _key(matrix: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    return matrix.shape, hashlib.blake2b(matrix.dtype.str.encode() + matrix.tobytes()).digest()
