@@ -95,8 +95,8 @@ def test_every_public_name_is_listed_and_there(module: str) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     package = import_module("ray_nascomp")
-    with pytest.raises(AttributeError, match="no attribute 'Pruner'"):
-        _ = package.Pruner
+    with pytest.raises(AttributeError, match="no attribute 'Prunner'"):
+        _ = package.Prunner
 
 
 def test_importing_registers_with_tune_by_name() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_nascomp.cli.limits import Bound, Drop, Duration, Limit
-from ray_nascomp.cli.output import as_json_option, print_json, print_table, working
+from ray_nascomp.cli.output import as_json_option, messages, print_json, print_table, working
 from ray_nascomp.cli.running import Effort, check_folder, nothing_found, run_search, workers_by_default
 from ray_nascomp.cli.sources import load_task, source_options
 from ray_nascomp.errors import ConfigError
@@ -72,7 +72,8 @@ def compress(
     folder with train.csv and validation.csv (or .tsv, .json, .jsonl, .parquet), or a name.
 
     The folder gets model.onnx, model.safetensors, manifest.json, metrics.json, report.html and
-    search/, the experiment; for a HuggingFace model transformers/ as well.
+    search/, the experiment; for a HuggingFace model transformers/ as well, where its layers can be
+    saved so.
 
     \b
     Examples:
@@ -117,9 +118,17 @@ def compress(
             chosen = chosen.refine(final_epochs, task=task, folder=output / "refined")
     with working("measuring the chosen model"):
         measured = _measured(chosen, task)
-        _write(chosen, task, measured, output)
+        saved = _write(chosen, task, measured, output)
     if as_json:
-        print_json({"trial": chosen.trial_id, "config": chosen.config, "metrics": measured, "folder": str(output)})
+        print_json(
+            {
+                "trial": chosen.trial_id,
+                "config": chosen.config,
+                "metrics": measured,
+                "folder": str(output),
+                "transformers": str(saved) if saved else None,
+            }
+        )
         return
     print_table(("", "original", "compressed", "gain"), _gains(measured, task), title=f"trial {chosen.trial_id}")
     click.echo(f"\n{output / 'model.onnx'}\n{output / 'report.html'}")
@@ -131,12 +140,21 @@ def _measured(chosen: SelectedModel, task: Task) -> dict[str, float]:
     return chosen.evaluate(data, task=task)
 
 
-def _write(chosen: SelectedModel, task: Task, measured: dict[str, float], output: Path) -> None:
+def _write(chosen: SelectedModel, task: Task, measured: dict[str, float], output: Path) -> Path | None:
+    """Writes the files; returns the folder that transformers loads, None if there is none."""
     chosen.export(output)
     (output / "metrics.json").write_text(json.dumps(measured, indent=1))
     save = getattr(task, "save_pretrained", None)
-    if save is not None:
-        save(chosen.network(task=task), output / "transformers", measured)
+    if save is None:
+        return None
+    folder = output / "transformers"
+    try:
+        save(chosen.network(task=task), folder, measured)
+    except ConfigError as error:
+        # What was asked for, the exported model, is there.
+        messages().print(f"no transformers/: {error}")
+        return None
+    return folder
 
 
 def _gains(measured: dict[str, float], task: Task) -> list[tuple[str, str, str, str]]:
