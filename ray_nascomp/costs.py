@@ -63,7 +63,8 @@ class CostModel:
         self._overhead = task.file_bytes - CostTable(self.spec).dense_bytes() if task.file_bytes is not None else None
         self._tables: dict[str, _Architecture] = {"": _Architecture(self.spec, self.spec, self._overhead)}
         self._builder = _SpecBuilder(task) if task.build is not None else None
-        self._dense = self.of_plan(CompressionPlan())
+        whole = CostModel(task.original) if task.original is not None else self
+        self._dense = whole.of_plan(CompressionPlan())
 
     def __call__(self, config: Mapping[str, Any]) -> dict[str, float]:
         """The known metrics of a config.

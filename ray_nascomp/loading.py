@@ -77,5 +77,6 @@ def _from_transformers(manifest: Mapping[str, Any], folder: str | Path) -> nn.Mo
     found = getattr(transformers, described["class"], None)
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         raise ConfigError(f"{folder}: {described['class']!r} is no model of transformers {transformers.__version__}")
-    network: nn.Module = found(found.config_class.from_dict(described["config"]))
+    config_class: Any = found.config_class
+    network: nn.Module = found(config_class.from_dict(described["config"]))
     return network

@@ -74,7 +74,7 @@ class Candidate:
     @property
     def bits(self) -> dict[str, int]:
         """Name of each layer of the network with fewer than 32 bits -> its bits."""
-        bits = {}
+        bits: dict[str, int] = {}
         for layer in self.spec.quantizable_layers:
             value = bits_for(layer.kind, self.plan.quantize.of(layer.config_name))
             if value != 32:
@@ -212,7 +212,7 @@ def _prune(candidate: Candidate, task: Task, counts: Mapping[str, int], trainer:
 def _weight_masks(candidate: Candidate, task: Task, trainer: Trainer) -> dict[str, Tensor]:
     prune = candidate.plan.prune
     kinds = {layer.name: layer for layer in candidate.spec.layers}
-    sparsity = {}
+    sparsity: dict[str, float] = {}
     for group in candidate.spec.prunable_groups:
         for layer in group.layers:
             owner = task.spec.group_of(layer)

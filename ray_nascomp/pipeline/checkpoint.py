@@ -206,8 +206,8 @@ def _scale_facts(scales: LayerScales) -> dict[str, Any]:
 
 
 def _scales(facts: dict[str, Any], weight: Tensor) -> LayerScales:
-    activations = (ActivationScale(**facts[key]) if facts[key] is not None else None for key in ("input", "output"))
-    return LayerScales(weight.numpy(), *activations, bits=facts["bits"])
+    entry, output = (ActivationScale(**facts[key]) if facts[key] is not None else None for key in ("input", "output"))
+    return LayerScales(weight.numpy(), entry, output, facts["bits"])
 
 
 def _artifact_facts(artifact: Artifact) -> dict[str, Any]:

@@ -46,7 +46,9 @@ _timers: weakref.WeakKeyDictionary[Task, Timer] = weakref.WeakKeyDictionary()
 
 
 def baseline_of(task: Task) -> Baseline:
-    """The task's baseline, measured once in a process."""
+    """The task's baseline, measured once in a process: its own model, or that of the task's original."""
+    if task.original is not None:
+        return baseline_of(task.original)
     if task not in _baselines:
         content = export_dense(task)
         session = make_session(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -115,8 +116,8 @@ def rebuild_prepared(candidate: Candidate, task: Task, smoothed: dict[str, str])
     """Gives a network the structure that `prepare_for_training` has left; its weights are still to be loaded."""
     fold_batch_norm(candidate.network, task.example_inputs)
     for name in smoothed:
-        layer = candidate.network.get_submodule(name)
-        factor = torch.ones(layer.in_features)  # type: ignore[arg-type]
+        layer: Any = candidate.network.get_submodule(name)
+        factor = torch.ones(layer.in_features)
         replace_module(candidate.network, name, nn.Sequential(Scale(factor), layer))
     train_all(candidate.network)
     candidate.smoothed = smoothed

@@ -121,7 +121,12 @@ class SelectedModel:
         content, baseline = self.content(), baseline_of(task)
         compressed, original = (make_session(c, threads) for c in (content, baseline.content))
         value = task.evaluate(session_predictor(compressed, task.input_names), data)
-        reference = task.evaluate(session_predictor(original, task.input_names), data)
+        known = data
+        if task.original is not None:
+            if task.original.test_data is None:
+                raise ConfigError("test_data: the task's original has none, with which it is to be judged")
+            known = task.original.test_data
+        reference = task.evaluate(session_predictor(original, task.input_names), known)
         report = {
             task.metric: value,
             f"{task.metric}_original": reference,

@@ -50,6 +50,8 @@ class Task:
             architecture's structure from that of the whole model, so that none has to be traced.
         architecture: The builder's dimensions, Tune domains by name.
         batch_size: Samples a training step.
+        original: Where the model is a smaller form of another already (its vocabulary trimmed, say), a
+            task with that one on the same samples: results are relative to it.
 
     Raises:
         ConfigError: For empty data, an unknown metric, or a builder without dimensions.
@@ -72,6 +74,7 @@ class Task:
         build: Callable[[dict[str, Any]], nn.Module] | None = None,
         architecture: Mapping[str, Any] | None = None,
         batch_size: int = 32,
+        original: Task | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: a {type(model).__name__} was given, a torch.nn.Module is allowed")
@@ -96,6 +99,11 @@ class Task:
         self.architecture = dict(architecture or {})
         self._read_architecture()
         self.batch_size = batch_size
+        if original is not None and (original.metric, original.mode) != (self.metric, mode):
+            raise ConfigError(
+                f"original: its metric is {original.metric!r} ({original.mode}); {self.metric!r} ({mode}) is needed"
+            )
+        self.original = original
         self._register()
 
     def _register(self) -> None:

@@ -111,3 +111,17 @@ def test_weights_are_inherited_by_overlap():
         task.network({"height": 4})
     with pytest.raises(ConfigError, match="no builder"):
         nc.Task(PlainNet(), (X, Y), (X, Y)).network({"width": 4})
+
+
+def test_results_are_relative_to_the_original_of_a_model_that_is_smaller_already():
+    wide, narrow = PlainNet((16, 24)), PlainNet((8, 12))
+    data = (torch.randn(64, 1, 8, 8), torch.arange(64) % 10)
+    original = nc.Task(wide, data, data)
+    task = nc.Task(narrow, data, data, original=original)
+    plain, relative = (nc.compress(each, {}, epochs=0).metrics for each in (original, task))
+    assert relative["size_ratio"] == pytest.approx(plain["size_mb"] / relative["size_mb"])
+    assert relative["params_ratio"] == pytest.approx(plain["params"] / relative["params"])
+    assert relative["params_ratio"] > 2
+    assert relative["accuracy_drop"] == pytest.approx(plain["accuracy"] - relative["accuracy"])
+    with pytest.raises(ConfigError, match="original: its metric"):
+        nc.Task(narrow, data, data, metric=lambda outputs, targets: 0.5, original=original)
