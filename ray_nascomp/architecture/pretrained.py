@@ -143,7 +143,7 @@ def _restore_weight_norm(network: Any, whole: nn.Module) -> None:
     for name, layer in whole.named_modules():
         mine = _get(network, name)
         if is_parametrized(layer, "weight") and type(mine) is nn.Conv1d:
-            norm: Any = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
+            norm: Any = layer.parametrizations.weight[0]
             weight_norm(mine, "weight", norm.dim)
 
 
