@@ -166,10 +166,10 @@ def test_a_huggingface_model_is_compressed_with_one_command(ray_session, tmp_pat
     out = tmp_path / "small"
     told = json.loads(run("compress", *task, "--max-drop", "100%", *effort, "-o", out, "--json"))
     assert told["metrics"]["size_mb"] < told["metrics"]["size_mb_original"]
-    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
-        out / "transformers", trust_remote_code=True
-    )
-    assert loaded.num_parameters() <= transformers.AutoModel.from_pretrained(model).num_parameters() + 100
+    if told["transformers"] is not None:  # Smoothed layers cannot be saved so.
+        auto = transformers.AutoModelForSequenceClassification
+        loaded = auto.from_pretrained(told["transformers"], trust_remote_code=True)
+        assert loaded.num_parameters() <= auto.from_pretrained(model).num_parameters()
     assert "prune" in run("inspect", model)
 
 
