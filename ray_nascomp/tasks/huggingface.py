@@ -188,7 +188,10 @@ class HuggingFaceTask(Task):
             trainer.loss_is_scaled_for_ga = False
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-        return self._with(model=model.cpu().eval())
+        # Trainer leaves things in a model that do not travel to workers (seen with Wav2Vec2).
+        trained = copy.deepcopy(self.model)
+        trained.load_state_dict(model.cpu().state_dict())
+        return self._with(model=trained.eval())
 
     def elastic(self, **options: Any) -> HuggingFaceTask:
         """The task with depth, heads and widths of its transformer to search.
