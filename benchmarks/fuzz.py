@@ -70,7 +70,7 @@ def random_config(spec: nc.ModelSpec, rng: np.random.Generator, extreme: bool) -
         "sparsity": values(list(spec.prunable_names), sparsities),
         "round_to": int(rng.choice([1, 4, 8])),
     }
-    if rng.random() < 0.15:
+    if method != "bnn" and rng.random() < 0.15:  # Signs have no zero.
         prune |= {"method": "level", "schedule": "one_shot"}
     elif extreme and rng.random() < 0.15:
         prune |= {"scope": "global", "sparsity": float(rng.choice([0.3, 0.95]))}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray_nascomp.builders import compression_space
+    from ray_nascomp.compression.sensitivity import measure_sensitivity
     from ray_nascomp.costs import CostModel
     from ray_nascomp.errors import ConfigError, InfeasibleError
     from ray_nascomp.goals import Constraint, Goal, Objective
@@ -53,6 +54,7 @@ _EXPORTS = {
     "compression_space": "builders",
     "compression_trainable": "trial",
     "load": "loading",
+    "measure_sensitivity": "compression.sensitivity",
     "rank": "space",
     "recorded": "recorded",
     "register": "registry",
@@ -84,6 +86,7 @@ __all__ = [
     "compression_space",
     "compression_trainable",
     "load",
+    "measure_sensitivity",
     "rank",
     "recorded",
     "register",

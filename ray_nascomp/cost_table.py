@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 _FLOAT_BYTES = 4
 _UNKNOWN_FILE, _UNKNOWN_LAYER = 60, 255
 """Bytes of a file and of a layer beside the parameters, where no file was measured."""
-_FACTOR = {"conv": 175, "linear": 65, "embedding": 65}
-"""Kind of a layer -> bytes that each further factor adds beside its parameters and its name."""
-_QUANTIZED = {8: 145, 4: 260, 2: 440, 1: 830}
-"""Bits as they are stored -> bytes that integers add to each layer or factor beside its name."""
-_QUANTIZED_RECURRENT = 440
+_FACTOR = {"conv": 225, "linear": 40, "embedding": 40}
+"""Kind of a layer -> bytes that each further factor adds beside its parameters."""
+_CONVOLUTION = {8: 185, 4: 285, 2: 555, 1: 890}
+_MATRIX = {8: 140, 4: 275, 2: 350, 1: 850}
+_QUANTIZED = {
+    **dict.fromkeys(("conv", "depthwise_conv"), _CONVOLUTION),
+    "linear": _MATRIX,
+    "embedding": {8: 85, 4: 85},
+    "recurrent": {8: 245},
+}
+"""Kind -> bits as they are stored -> bytes that integers add to each layer or factor beside weights and scales."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,9 @@ class CostTable:
         self._multiplies = np.where(multiplies, 1.0, 0.0)
         self._is_quantizable = np.array([layer.is_quantizable for layer in layers])
         self._factor = np.array([_FACTOR.get(layer.kind, 0) for layer in layers], float)
-        self._name_length = np.array([len(layer.name) for layer in layers], float)
+        self._integers = {
+            stored: np.array([_QUANTIZED.get(kind, {}).get(stored, 0) for kind in kinds], float) for stored in _MATRIX
+        }
         self._merges = np.array([layer.folds_into is not None for layer in layers])
         self._factorisable = np.array([layer.factorisable and layer.kind in FACTORISABLE_KINDS for layer in layers])
         self._is_tucker = (kinds == "conv") & (self._kernel > 1)
@@ -183,12 +191,9 @@ class CostTable:
         outside = self.spec.extra_macs + (self._units - removed) @ self._unit_macs
         activations = np.where(bits == 8, 8, 32)
         quantized = self._is_quantizable & (bits < 32)
-        overhead = (table.nodes - 1) * (self._factor + 2 * self._name_length)
-        for stored, constant in _QUANTIZED.items():
-            nodes = np.where(quantized & (_stored(bits) == stored), table.nodes, 0)
-            overhead = overhead + nodes * (
-                np.where(self._is_recurrent, _QUANTIZED_RECURRENT, constant) + self._name_length
-            )
+        overhead = (table.nodes - 1) * self._factor
+        for stored, constants in self._integers.items():
+            overhead = overhead + table.nodes * np.where(quantized & (_stored(bits) == stored), constants, 0)
         file = (table.bytes + overhead).sum(1) + self.spec.extra_params * _FLOAT_BYTES + self._overhead
         return {
             "params": table.params.sum(1) + self.spec.extra_params,

@@ -7,7 +7,8 @@ that keeps the first objective best is the next incumbent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class GreedySearch(GoalSearcher):
         seed: See `GoalSearcher`.
         points_to_evaluate: See `GoalSearcher`.
         warm_start: See `GoalSearcher`.
+        prior: Function from a config to how much it is expected to lose, such as `expected` of a measured
+            `Sensitivity`; each step then tries the third of its candidates that is expected to lose least.
 
     Raises:
         ConfigError: If an argument is not allowed.
@@ -47,6 +50,7 @@ class GreedySearch(GoalSearcher):
         seed: int | None = None,
         points_to_evaluate: Sequence[Mapping[str, Any]] | None = None,
         warm_start: Iterable[Observation] | str | Path | Any = None,
+        prior: Callable[[Mapping[str, Any]], float] | None = None,
     ) -> None:
         if cost_model is None:
             raise ConfigError("cost_model: None was given, GreedySearch needs a function config -> metrics")
@@ -55,6 +59,7 @@ class GreedySearch(GoalSearcher):
         super().__init__(goal, cost_model, seed=seed, points_to_evaluate=points_to_evaluate, warm_start=warm_start)
         self._metric = metric
         self._reduction = reduction
+        self._prior = prior
         self._incumbent: dict[str, Any] | None = None
         self._round: list[dict[str, Any]] = []
         self._waiting: list[dict[str, Any]] = []
@@ -118,6 +123,9 @@ class GreedySearch(GoalSearcher):
                 move = max(enough, key=self._cost) if enough else min(moves, key=self._cost)
                 found[self.key(move)] = move
         self._round = list(found.values())
+        if self._prior is not None:
+            self._round.sort(key=self._prior)
+            self._round = self._round[: max(1, math.ceil(len(self._round) / 3))]
         self._waiting = [config for config in self._round if self.is_new(config)]
 
     def _close_round(self) -> None:

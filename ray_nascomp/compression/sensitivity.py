@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,26 @@ class Sensitivity:
     def distortions(self, kind: ProbeKind) -> dict[str, dict[float, float]]:
         """Name -> setting -> distortion of the outputs, in the model's order."""
         return self._tables["distortion"].get(kind, {})
+
+    def expected(self, config: Mapping[str, Any]) -> float:
+        """What a config is expected to do to the outputs: the sum of what each of its settings does alone.
+
+        A prior for searchers, such as `GreedySearch(prior=table.expected)`.
+
+        Args:
+            config: A config; groups and layers of which nothing was measured count for nothing.
+        """
+        import numpy as np
+
+        total = 0.0
+        sections = (("sparsity", "prune"), ("bits", "quantize"), ("rank", "low_rank"))
+        for kind, stage in sections:
+            given = config.get(stage, {}).get(kind, {})
+            for name, points in self.distortions(cast(ProbeKind, kind)).items():
+                value = given.get(name, given.get("*", _IDENTITY[kind])) if isinstance(given, Mapping) else given
+                settings, effects = zip(*sorted({**points, _IDENTITY[kind]: 0.0}.items()), strict=True)
+                total += float(np.interp(value, settings, effects))
+        return total
 
     def rows(self) -> Iterator[tuple[ProbeKind, str, float, float, float]]:
         """All (kind, name, setting, increase of the loss, distortion)."""

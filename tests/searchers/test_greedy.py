@@ -54,3 +54,16 @@ def test_mistakes_are_named(options, says):
 def test_a_cost_model_is_needed():
     with pytest.raises(ConfigError, match="cost_model: None"):
         GreedySearch(PROBLEM.goal, metric="size")
+
+
+def test_a_prior_spares_the_candidates_that_lose_most():
+    def loses(config):
+        return sum(config["prune"]["sparsity"].values())
+
+    plain, led = (
+        run_search(GreedySearch(PROBLEM.goal, PROBLEM.known, metric="size", seed=0, prior=prior), PROBLEM, 20)
+        for prior in (None, loses)
+    )
+    first = [[loses(config) for config, _ in results[1:4]] for results in (plain, led)]
+    assert max(first[1]) <= max(first[0])
+    assert sum(loses(config) for config, _ in led) < sum(loses(config) for config, _ in plain)
