@@ -31,7 +31,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[demo,bayesian,optuna,dev]"
+	$(PIP) --editable ".[demo,bayesian,optuna,huggingface,dev]"
 	@touch $@
 
 demo: $(INSTALLED)
