@@ -65,7 +65,7 @@ class TrainerEvaluator(TransformersEvaluator):
         if self.model is not None:
             for callback in getattr(self, "_step_tasks", []):
                 self.trainer.remove_callback(callback)
-            self._step_tasks: list[_StepTasks] = []
+            self._step_tasks = []
         super().unbind_model()
 
 

@@ -76,9 +76,12 @@ class Candidate:
         """Name of each layer of the network with fewer than 32 bits -> its bits."""
         bits: dict[str, int] = {}
         for layer in self.spec.quantizable_layers:
-            value = bits_for(layer.kind, self.plan.quantize.of(layer.config_name))
-            if value != 32:
-                bits |= dict.fromkeys(self.factors.get(layer.name, (layer.name,)), value)
+            wanted = self.plan.quantize.of(layer.config_name)
+            if wanted == 32:
+                continue
+            first, *rest = self.factors.get(layer.name, (layer.name,))
+            bits[first] = bits_for(layer.kind, wanted)
+            bits |= dict.fromkeys(rest, wanted)  # Those of an embedding are linear layers.
         return bits
 
 
