@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ray import tune
@@ -10,7 +10,7 @@ from ray import tune
 from ray_nascomp import registry
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.plan import bits_of, quantize_methods
-from ray_nascomp.space import rank, sparsity
+from ray_nascomp.space import Role, Space, rank, sparsity
 from ray_nascomp.tasks.base import Task
 
 _PRUNERS = ("l1_norm", "l2_norm", "fpgm", "taylor")
@@ -80,6 +80,35 @@ def compression_space(
             "bits": domain if bits == "uniform" else dict.fromkeys(layers, domain),
         }
     return space
+
+
+def gentle_config(space: Mapping[str, Any]) -> dict[str, Any]:
+    """A first point for a search: the whole network, with nothing but its numbers made smaller.
+
+    Args:
+        space: A space of `compression_space`, or one like it.
+
+    Returns:
+        A config of those keys that decide what is removed; searchers draw the others.
+    """
+    config: dict[str, Any] = {}
+    for dimension in Space(space).dimensions:
+        levels = dimension.levels or (dimension.lower, dimension.upper)
+        if dimension.role is Role.SPARSITY:
+            value = min(levels)
+        elif dimension.role is Role.BITS:
+            value = 8 if 8 in levels else max(levels)
+        elif dimension.role in (Role.RANK, Role.ARCHITECTURE) and dimension.is_ordinal:
+            value = max(levels)
+        elif dimension.path == ("quantize", "method") and "ptq" in levels:
+            value = "ptq"
+        else:
+            continue
+        section = config
+        for key in dimension.path[:-1]:
+            section = section.setdefault(key, {})
+        section[dimension.path[-1]] = value
+    return config
 
 
 def _quantizers(bits: Sequence[int]) -> list[str]:

@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 _FLOAT_BYTES = 4
 _UNKNOWN_FILE, _UNKNOWN_LAYER = 60, 255
 """Bytes of a file and of a layer beside the parameters, where no file was measured."""
-_FACTOR = {"conv": 225, "linear": 40, "embedding": 40}
+_FACTOR = {"conv": 190, "linear": 45, "embedding": 45}
 """Kind of a layer -> bytes that each further factor adds beside its parameters."""
-_CONVOLUTION = {8: 185, 4: 285, 2: 555, 1: 890}
-_MATRIX = {8: 140, 4: 275, 2: 350, 1: 850}
+_LETTER = 4
+"""Bytes that each letter of a layer's name adds where its weight has integers."""
+_CONVOLUTION = {8: 170, 4: 290, 2: 465, 1: 840}
+_MATRIX = {8: 120, 4: 235, 2: 455, 1: 895}
 _QUANTIZED = {
     **dict.fromkeys(("conv", "depthwise_conv"), _CONVOLUTION),
     "linear": _MATRIX,
-    "embedding": {8: 85, 4: 85},
-    "recurrent": {8: 245},
+    "embedding": {8: 290, 4: 110},
+    "recurrent": {8: 345},
 }
 """Kind -> bits as they are stored -> bytes that integers add to each layer or factor beside weights and scales."""
 
@@ -40,14 +42,16 @@ class LayerTable:
     Attributes:
         params: Parameters.
         macs: Multiply-accumulates of one sample.
+        bitops: Multiply-accumulates times bits of weights and of activations.
         bytes: Bytes of the parameters in the exported file.
-        nodes: Number of layers that it has become.
+        overhead: Bytes that its factors and integers take there beside them.
     """
 
     params: Floats
     macs: Floats
+    bitops: Floats
     bytes: Floats
-    nodes: Floats
+    overhead: Floats
 
 
 class CostTable:
@@ -92,7 +96,10 @@ class CostTable:
         self._is_quantizable = np.array([layer.is_quantizable for layer in layers])
         self._factor = np.array([_FACTOR.get(layer.kind, 0) for layer in layers], float)
         self._integers = {
-            stored: np.array([_QUANTIZED.get(kind, {}).get(stored, 0) for kind in kinds], float) for stored in _MATRIX
+            stored: np.array(
+                [_QUANTIZED.get(layer.kind, {}).get(stored, 0) + _LETTER * len(layer.name) for layer in layers], float
+            )
+            for stored in _MATRIX
         }
         self._merges = np.array([layer.folds_into is not None for layer in layers])
         self._factorisable = np.array([layer.factorisable and layer.kind in FACTORISABLE_KINDS for layer in layers])
@@ -140,15 +147,18 @@ class CostTable:
         rank = np.clip(np.round(share * largest / step + 1e-9) * step, 1, largest)
         return np.where(self._factorisable & (share < 1) & (largest >= 1), rank, 0)
 
-    def layers(self, removed: Floats, ranks: Floats, sides_of_ranks: tuple[Floats, Floats], bits: Floats) -> LayerTable:
+    def layers(
+        self, removed: Floats, ranks: Floats, sides_of_ranks: tuple[Floats, Floats], wanted: Floats
+    ) -> LayerTable:
         """Costs of every layer.
 
         Args:
             removed: Units removed from each group, shape `(plans, groups)`.
             ranks: As `ranks` gives them.
             sides_of_ranks: Output and input channels when the layers were factorised.
-            bits: Bits of the weights, shape `(plans, layers)`.
+            wanted: Bits that the plans give, shape `(plans, layers)`.
         """
+        bits = self.effective_bits(wanted)
         out, inputs = self.sides(removed)
         whole = out * inputs * self._kernel
         low = ranks > 0
@@ -175,30 +185,37 @@ class CostTable:
         rows = np.where(low, np.where(has_in, ranks, 0) + np.where(has_out, out, 0) + (core > 0) * rank_out, out)
         rows = np.where(low & self._is_embedding, self._out + inputs, rows)
         quantized = self._is_quantizable & (bits < 32)
-        packed = np.where(
-            bits < 8, weights * _stored(bits) / 8 + rows * _FLOAT_BYTES, weights + rows * (_FLOAT_BYTES + 1)
-        )
+        # Where the layer computes in integers, there is a zero point for each scale.
+        zero_points = np.where((bits == 8) & ~self._is_embedding, rows, 0)
+        packed = weights * _stored(bits) / 8 + rows * _FLOAT_BYTES + zero_points
+        # The second factor of an embedding is a linear layer.
+        mapped = low & self._is_embedding
+        second = last * (_stored(wanted) - _stored(bits)) / 8 + np.where(wanted == 8, inputs, 0)
+        packed = packed + np.where(mapped, second, 0)
         recurrent = weights + self._fixed
         # Of a recurrent layer both the weights for its inputs and those for its state have scales.
         packed = np.where(self._is_recurrent, recurrent * np.minimum(bits, 8) / 8 + 2 * out * _FLOAT_BYTES, packed)
         file = np.where(quantized, packed, (weights + self._fixed) * _FLOAT_BYTES)
         file = np.where(self._merges, 0, file + out * self._file_bias * _FLOAT_BYTES)
         nodes = np.where(low, 1.0 * has_in + has_out + (core > 0), 1.0)
-        return LayerTable(params, macs, file, nodes)
+        overhead = (nodes - 1) * self._factor
+        for stored, constants in self._integers.items():
+            matrix = np.where(_stored(wanted) == stored, _MATRIX[stored], 0)
+            overhead = overhead + np.where(quantized & mapped, matrix, 0)
+            count = np.where(mapped, 1, nodes)
+            overhead = overhead + count * np.where(quantized & (_stored(bits) == stored), constants, 0)
+        bits = np.where(mapped, wanted, bits)
+        operations = np.where(quantized, bits * np.where(bits == 8, 8, 32), 32**2)
+        return LayerTable(params, macs, macs * operations, file, overhead)
 
-    def totals(self, table: LayerTable, removed: Floats, bits: Floats) -> dict[str, Floats]:
+    def totals(self, table: LayerTable, removed: Floats) -> dict[str, Floats]:
         """Costs of the whole model, each an array of shape `(plans,)`: params, macs, bitops, size_mb."""
         outside = self.spec.extra_macs + (self._units - removed) @ self._unit_macs
-        activations = np.where(bits == 8, 8, 32)
-        quantized = self._is_quantizable & (bits < 32)
-        overhead = (table.nodes - 1) * self._factor
-        for stored, constants in self._integers.items():
-            overhead = overhead + table.nodes * np.where(quantized & (_stored(bits) == stored), constants, 0)
-        file = (table.bytes + overhead).sum(1) + self.spec.extra_params * _FLOAT_BYTES + self._overhead
+        file = (table.bytes + table.overhead).sum(1) + self.spec.extra_params * _FLOAT_BYTES + self._overhead
         return {
             "params": table.params.sum(1) + self.spec.extra_params,
             "macs": table.macs.sum(1) + outside,
-            "bitops": (table.macs * np.where(quantized, bits * activations, 32**2)).sum(1) + outside * 32**2,
+            "bitops": table.bitops.sum(1) + outside * 32**2,
             "size_mb": file / 1e6,
         }
 

@@ -98,7 +98,7 @@ class CostModel:
         result: dict[str, np.ndarray] = {}
         for key, indices in rows.items():
             batch = _Batch(self._tables[key], [plans[i] for i in indices])
-            totals = batch.table.totals(batch.layers, batch.removed, batch.bits)
+            totals = batch.table.totals(batch.layers, batch.removed)
             feasible = ~batch.collapsed.any(axis=1)
             for metric, values in totals.items():
                 column = result.setdefault(metric, np.full(len(plans), np.nan))
@@ -142,7 +142,7 @@ class CostModel:
             InfeasibleError: If the plan cannot be carried out.
         """
         batch = self._single(plan)
-        totals = batch.table.totals(batch.layers, batch.removed, batch.bits)
+        totals = batch.table.totals(batch.layers, batch.removed)
         return {metric: float(values[0]) for metric, values in totals.items()}
 
     def layers(self, plan: CompressionPlan) -> list[LayerCost]:
@@ -268,9 +268,8 @@ class _Batch:
         self.table = architecture.table
         self.sparsity, self.removed, self.collapsed = _removed(architecture, plans)
         shape = (len(plans), len(architecture.layer_names))
-        self.bits = self.table.effective_bits(
-            _values([plan.quantize for plan in plans], architecture.layer_names, 32.0, shape)
-        )
+        wanted = _values([plan.quantize for plan in plans], architecture.layer_names, 32.0, shape)
+        self.bits = self.table.effective_bits(wanted)
         share = _values([plan.low_rank for plan in plans], architecture.layer_names, 1.0, shape)
         if (share < 1).any():
             # What is gone when the layers are factorised.
@@ -282,7 +281,7 @@ class _Batch:
         else:
             self.ranks = np.zeros(shape)
             sides = (self.ranks, self.ranks)
-        self.layers = self.table.layers(self.removed, self.ranks, sides, self.bits)
+        self.layers = self.table.layers(self.removed, self.ranks, sides, wanted)
 
 
 def _values(stages: Sequence[Any], names: list[str], identity: float, shape: tuple[int, int]) -> np.ndarray:

@@ -23,7 +23,7 @@ def dense_costs(spec: ModelSpec) -> dict[str, float]:
     removed, ranks = np.zeros((1, len(spec.groups))), np.zeros((1, len(spec.layers)))
     bits = np.full((1, len(spec.layers)), 32.0)
     layers = table.layers(removed, ranks, table.sides(removed), bits)
-    return {metric: float(values[0]) for metric, values in table.totals(layers, removed, bits).items()}
+    return {metric: float(values[0]) for metric, values in table.totals(layers, removed).items()}
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -82,6 +82,7 @@ def compress(
       ray-nascomp compress ./my-bert --data ./reviews --elastic --time 2h --prefer speedup -o small
     """
     from ray_nascomp import CostModel, compression_space
+    from ray_nascomp.builders import gentle_config
     from ray_nascomp.schedulers import ParetoASHAScheduler
     from ray_nascomp.searchers import EvolutionarySearch
 
@@ -96,12 +97,12 @@ def compress(
     if prefer is not None and prefer not in (names := [objective.metric for objective in objectives]):
         raise ConfigError.unknown("prefer", prefer, names)
     effort = Effort(trials, epochs, workers or workers_by_default(), seconds, seed)
-    costs = CostModel(task)
+    costs, space = CostModel(task), compression_space(task, bits=bits)
     results = run_search(
         task,
         goal,
-        compression_space(task, bits=bits),
-        EvolutionarySearch(goal, cost_model=costs, seed=seed),
+        space,
+        EvolutionarySearch(goal, cost_model=costs, seed=seed, points_to_evaluate=[gentle_config(space)]),
         ParetoASHAScheduler(goal, max_t=epochs + 1, grace_period=min(3, epochs + 1), cost_model=costs),
         effort,
         output / "search",

@@ -61,3 +61,13 @@ def test_what_depends_on_weights_is_refused_with_another_architecture(task):
     )
     with pytest.raises(ConfigError, match="task's own"):
         nc.CostModel(elastic)({"architecture": {"width": 4}, "prune": {"scope": "global", "sparsity": 0.5}})
+
+
+def test_the_gentle_start_of_a_space_only_makes_numbers_smaller(task):
+    from ray_nascomp.builders import gentle_config
+
+    config = gentle_config(nc.compression_space(task, ranks="layer"))
+    costs = nc.CostModel(task)
+    assert costs(config)["params"] == costs({})["params"]
+    assert costs(config)["size_mb"] < costs({})["size_mb"] / 2
+    assert "lr" not in config.get("finetune", {})
