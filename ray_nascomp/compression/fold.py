@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.tasks.calling import call
@@ -62,5 +63,7 @@ def fold_batch_norm(model: nn.Module, example_inputs: Any) -> None:
         layer.eval()
         normalisation.eval()
         fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        if is_parametrized(layer, "weight"):
+            remove_parametrizations(layer, "weight")  # The fused weight is a plain one.
         replace_module(model, producer, fuse(layer, normalisation).train(training))
         replace_module(model, norm, nn.Identity())
