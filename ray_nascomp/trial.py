@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from ray_nascomp import registry
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal
 from ray_nascomp.recorded import recorded
@@ -63,7 +62,7 @@ def compression_trainable(
             raise ConfigError(
                 f"objective {objective.metric!r}: mode {objective.mode!r} was given, the task says {task.mode!r}"
             )
-    packed = pack((task, CostModel(task), registry.snapshot()))
+    packed = pack((task, CostModel(task)))
     identity = {"task": task.fingerprint, "goal": goal.to_json(), "epochs": epochs}
     trainable = recorded(CompressionTrial, identity)
     if time_limit_s is not None:
@@ -86,8 +85,7 @@ class CompressionTrial(tune.Trainable):
 
         threads = int(self.trial_resources.required_resources.get("CPU", 1)) if self.trial_resources else 1
         torch.set_num_threads(max(1, threads))
-        self._task, self._costs, registered = unpack(packed)
-        registry.install(registered)
+        self._task, self._costs = unpack(packed)
         if timer is not None:
             time_with(self._task, timer)
         if self._has_gpu():

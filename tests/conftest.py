@@ -67,3 +67,13 @@ def digits_task(digits: dict[str, Any]) -> Task:
             optimizer.step()
     network.eval()
     return nc.Task(network, digits["train"], digits["val"], test_data=digits["test"])
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_registered() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    from ray_nascomp import registry
+
+    before = registry.snapshot()
+    yield
+    registry._registered.update(before)

@@ -13,7 +13,6 @@ from networks import PlainNet
 from torch import nn
 
 import ray_nascomp as nc
-from ray_nascomp import registry
 from ray_nascomp.errors import ConfigError
 
 DATA = (torch.randn(64, 1, 8, 8), torch.arange(64) % 10)
@@ -22,7 +21,6 @@ DATA = (torch.randn(64, 1, 8, 8), torch.arange(64) % 10)
 @pytest.fixture
 def own_parts():
     """A pruner, a quantizer and a stage, registered for one test."""
-    before = registry.snapshot()
 
     @nc.register("last_first")
     class LastFirst(nc.Pruner):
@@ -72,10 +70,6 @@ def own_parts():
             groups = [replace(group, width=width) if group.name == "hidden" else group for group in spec.groups]
             return replace(spec, layers=tuple(layers), groups=tuple(groups))
 
-    yield
-    for kind, classes in before.items():
-        registry._registered[kind] = classes
-
 
 @pytest.fixture
 def task():
@@ -96,8 +90,8 @@ def test_an_own_quantizer_sets_the_scales(own_parts, task):
         i.name: onnx.numpy_helper.to_array(i) for i in onnx.load_from_string(run.artifact.content).graph.initializer
     }
     weight = np.abs(task.model.hidden.weight.detach().numpy())
-    found = next(value for name, value in scales.items() if name.startswith("hidden.weight") and value.size == 20)
-    assert found.flatten() == pytest.approx(np.quantile(weight, 0.98, axis=1) / 7, rel=1e-5)
+    expected = np.quantile(weight, 0.98, axis=1) / 7
+    assert any(value.size == 20 and np.allclose(value.flatten(), expected, rtol=1e-5) for value in scales.values())
     with pytest.raises(ConfigError, match="allowed: 4, 8, 32"):
         nc.compress(task, {"quantize": {"method": "clipped", "bits": 2}}, epochs=0)
 
@@ -120,14 +114,17 @@ def test_an_own_stage_has_dimensions_costs_and_a_place(own_parts, task):
         nc.CompressionPlan.from_config({"order": ["prune", "low_rank"]}, task.spec)
 
 
-def test_what_is_registered_reaches_another_process(own_parts, task, tmp_path):
+def test_what_is_registered_travels_with_a_task(own_parts, task, tmp_path):
     import cloudpickle
+    import networks
 
-    path = tmp_path / "registered"
-    path.write_bytes(cloudpickle.dumps(registry.snapshot()))
+    cloudpickle.register_pickle_by_value(networks)
+    path = tmp_path / "task"
+    path.write_bytes(cloudpickle.dumps(task))
+    cloudpickle.unregister_pickle_by_value(networks)
     code = (
-        "import pickle, sys; from ray_nascomp import registry; from ray_nascomp.plan import prune_methods\n"
-        f"registry.install(pickle.load(open({str(path)!r}, 'rb')))\n"
+        "import pickle; from ray_nascomp.plan import prune_methods\n"
+        f"task = pickle.load(open({str(path)!r}, 'rb'))\n"
         "print(prune_methods()[-1])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ray_nascomp import registry
 from ray_nascomp.errors import ConfigError, InfeasibleError, NonFiniteModelError, UntraceableModelError
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.space import Space
@@ -290,9 +291,12 @@ class Task:
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers never see the test set.
-        return {**self.__dict__, "test_data": None, "fingerprint": self.fingerprint}
+        own = {"fingerprint": self.fingerprint, "registered": registry.snapshot()}
+        return {**self.__dict__, "test_data": None, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # What users have registered goes where their task goes.
+        registry.install(state.pop("registered"))
         self.__dict__.update(state)
         _alive.setdefault(self.fingerprint, self)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 import warnings
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +71,15 @@ class _Packer(cloudpickle.Pickler):
             self.arrays.append(array)
             self._alive.append(value)
         return self._seen[id(value)]
+
+    def reducer_override(self, value: Any) -> Any:
+        # transformers' hooks read a context variable of their module, which only that module can give again.
+        if isinstance(value, ContextVar):
+            for module in list(sys.modules.values()):
+                for name, found in list(getattr(module, "__dict__", {}).items()):
+                    if found is value:
+                        return getattr, (module, name)
+        return super().reducer_override(value)
 
 
 class _Unpacker(pickle.Unpickler):
