@@ -73,8 +73,8 @@ class _Packer(cloudpickle.Pickler):
         return self._seen[id(value)]
 
     def reducer_override(self, value: Any) -> Any:
-        # transformers' hooks read a context variable of their module, which only that module can give again.
-        if isinstance(value, ContextVar):
+        # transformers' hooks read a context variable of its own, which only the module that holds it can give again.
+        if isinstance(value, ContextVar) or type(value).__name__ == "CompileableContextVar":
             for module in list(sys.modules.values()):
                 for name, found in list(getattr(module, "__dict__", {}).items()):
                     if found is value:
