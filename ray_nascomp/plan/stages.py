@@ -107,8 +107,8 @@ class LowRankStage:
     Tucker-2 (Kim et al. 2016, arXiv 1511.06530).
 
     Attributes:
-        rank: Layer name, or "*" for all others -> share of the layer's parameters that is left, in
-            (0, 1]; 1 leaves the layer as it is.
+        rank: Layer name, or "*" for all others -> share of the largest rank that saves parameters,
+            in (0, 1]; 1 leaves the layer as it is.
         energy: Instead of ranks: share of each layer's squared singular values to keep, in (0, 1).
         round_to: Ranks come in multiples of this.
     """
@@ -135,7 +135,7 @@ class LowRankStage:
         return cls(rank, energy, whole(section.get("round_to", cls.round_to), "low_rank.round_to"))
 
     def of(self, layer: str) -> float:
-        """Share of a layer's parameters that is left."""
+        """A layer's rank, as a share."""
         return self.rank.get(layer, self.rank.get(ALL, 1.0))
 
     @property

@@ -58,7 +58,7 @@ def test_exported_integers_agree_with_nnis_simulation(digits, digits_task, metho
     prepared = prepare(run.candidate, digits_task)
     simulated = measure.simulate(prepared, digits_task, run.outputs).outputs
     found = run_session(make_session(step.artifact.content), digits["val"][0], digits_task.input_names)
-    assert (simulated.argmax(1).numpy() == found.argmax(1)).mean() >= 0.98
+    assert (simulated.argmax(1).numpy() == found.argmax(1)).mean() >= (0.98 if method == "lsq" else 0.99)
     assert step.metrics["export_error"] < 0.03
     graph = onnx.load_from_string(step.artifact.content).graph
     integers = [i for i in graph.initializer if i.name.endswith(".weight_q")]
