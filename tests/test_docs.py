@@ -52,7 +52,9 @@ def names(tmp_path, monkeypatch, digits) -> dict[str, Any]:
     import ray_nascomp as nc
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))  # Tune writes to ~/ray_results.
+    # Experiments of the same name do not meet: Tune has resolved ~/ray_results when it was imported.
+    for module in ("ray.train.constants", "ray.tune.experiment.experiment", "ray.tune.trainable.trainable"):
+        monkeypatch.setattr(f"{module}.DEFAULT_STORAGE_PATH", str(tmp_path / "ray_results"))
     data = {name: (inputs[:96], targets[:96]) for name, (inputs, targets) in digits.items()}
     torch.manual_seed(0)
     model = PlainNet()

@@ -61,7 +61,7 @@ def test_our_searcher_drives_a_users_own_trainable(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "dataset", "tuning"), [("hf_image.py", "digits", 12), ("hf_speech.py", "tones", 12)]
+    ("script", "dataset", "tuning"), [("hf_image.py", "digits", 12), ("hf_speech.py", "tones", 20)]
 )
 def test_a_small_huggingface_model_is_searched(tmp_path, script, dataset, tuning):
     pytest.importorskip("transformers", reason="needs transformers")
