@@ -38,7 +38,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not minutes"
+	$(BIN)/pytest -m "not minutes" --numprocesses 2 --dist loadgroup
 
 test-faults: $(INSTALLED)
 	$(BIN)/pytest tests/faults tests/cluster

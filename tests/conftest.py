@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from ray_nascomp import Task
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that start Ray run in one of the processes: two instances would fight over the same CPUs."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray instance with two CPUs."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

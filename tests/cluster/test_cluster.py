@@ -12,6 +12,8 @@ import pytest
 from ray_nascomp.deployment.elsewhere import timer_elsewhere
 from ray_nascomp.errors import ConfigError
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):

@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from killing import KilledSearch, quiet_sequence
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def search_with_kills(search: KilledSearch, kills: int, most: int, seed: int) -> None:
     rng = random.Random(seed)
