@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import string
 
 import onnx
 
 _PRODUCER = "ray-nascomp"
 _NAMED = (".weight", "_q", ".bias")
 """Ends of the names that are kept, so that a file's weights can be told apart."""
+_LETTERS = string.ascii_letters
+_ALPHABET = _LETTERS + string.digits
 
 
 def compact(proto: onnx.ModelProto) -> bytes:
@@ -53,11 +56,19 @@ def compact(proto: onnx.ModelProto) -> bytes:
 
 
 def _shared_constants(graph: onnx.GraphProto) -> dict[str, str]:
-    """Removes initializers that equal an earlier one; name of each -> name of the one that stays."""
+    """Removes initializers that equal an earlier one; name of each -> name of the one that stays.
+
+    Weights and biases that have a name stay, so that a file's size follows from the plan: those of a
+    network that was never trained are equal, and no longer are after training.
+    """
     first: dict[tuple[object, ...], str] = {}
     owners: dict[str, str] = {}
     unique = []
     for constant in graph.initializer:
+        if constant.name.endswith(_NAMED):
+            owners[constant.name] = constant.name
+            unique.append(constant)
+            continue
         content = onnx.TensorProto()
         content.CopyFrom(constant)
         content.ClearField("name")
@@ -74,6 +85,9 @@ def _shared_constants(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def _short_name(number: int) -> str:
-    """A name of few letters and digits."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return letters[number % 26] + (str(number // 26) if number >= 26 else "")
+    """A name of two letters and digits, of three from the 3225th on: its length does not depend on the plan."""
+    digits = len(_ALPHABET)
+    high, low = divmod(number, digits)
+    if high < len(_LETTERS):
+        return _LETTERS[high] + _ALPHABET[low]
+    return _short_name(high - len(_LETTERS)) + _ALPHABET[low]

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from ray_nascomp.deployment.editor import GraphEditor
 from ray_nascomp.deployment.layer_nodes import LayerNode, layer_nodes
@@ -29,6 +31,8 @@ from ray_nascomp.nni_adapter.quantization import ActivationScale, Calibration, L
 
 # Through these ONNX Runtime moves a quantization upwards.
 _TRANSPARENT_OPS = ("Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
+_BIAS_LIMIT = 2**30
+"""Largest multiple that a bias is of the scales' product."""
 
 
 def unfollowed_convolutions(
@@ -94,6 +98,7 @@ def insert_quantization(
     missing = set(calibration) - {entry.layer for entry in found}
     if missing:
         raise ValueError(f"layers {sorted(missing)} are not in the exported graph")
+    calibration = _with_room_for_biases(graph, found, calibration)
     writer = _Writer(
         GraphEditor(graph),
         _owners(weights, calibration),
@@ -104,6 +109,23 @@ def insert_quantization(
     writer.editor.finish()
     onnx.checker.check_model(result)
     return result
+
+
+def _with_room_for_biases(graph: onnx.GraphProto, found: list[LayerNode], calibration: Calibration) -> Calibration:
+    """Scales of weights under which the layers' biases fit into 32 bits.
+
+    ONNX Runtime rounds a bias to multiples of the input's scale times the weight's, and lets it
+    saturate. Beside such a bias the row's weights are next to nothing: a coarser scale costs no accuracy.
+    """
+    initializers = {initializer.name: initializer for initializer in graph.initializer}
+    roomy = dict(calibration)
+    for entry in found:
+        scales = roomy[entry.layer]
+        bias = initializers.get(entry.node.input[2]) if len(entry.node.input) > 2 else None
+        if scales.input is not None and bias is not None:
+            least = np.abs(numpy_helper.to_array(bias)) / (scales.input.scale * _BIAS_LIMIT)
+            roomy[entry.layer] = replace(scales, weight=np.maximum(scales.weight, least).astype(np.float32))
+    return roomy
 
 
 def _owners(weights: Mapping[str, np.ndarray], calibration: Calibration) -> dict[str, str]:

@@ -8,14 +8,12 @@ GRU: there, and for fewer bits, weights are stored as integers and unfolded when
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 from ray_nascomp.compression.rounding import channel_scales, round_nearest
@@ -29,6 +27,7 @@ _OPERATORS = ("GRU", "LSTM", "RNN")
 _WEIGHT_INPUTS = (1, 2)
 _LSTM_LIMIT = 64
 """Largest magnitude of an integer of ONNX Runtime's reduced range."""
+_DOMAIN = "com.microsoft"
 
 
 def round_recurrent(network: nn.Module, bits: Mapping[str, int]) -> None:
@@ -68,17 +67,14 @@ def quantize_recurrent(proto: onnx.ModelProto, network: nn.Module, bits: Mapping
     result.CopyFrom(proto)
     owners = _nodes_of(result.graph, network, bits)
     editor = GraphEditor(result.graph)
-    in_integers = []
     for index, layer in owners.items():
-        node = result.graph.node[index]
-        if node.op_type == "LSTM" and bits[layer] == 8:
-            node.name = node.name or f"{layer}_{index}"
-            in_integers.append(node.name)
+        if result.graph.node[index].op_type == "LSTM" and bits[layer] == 8:
+            _compute_in_integers(editor, result.graph, index, layer)
         else:
             _store(editor, result.graph, index, layer, bits[layer])
     editor.finish()
-    if in_integers:
-        result = _with_integer_lstms(result, in_integers)
+    if any(node.domain == _DOMAIN for node in result.graph.node):
+        result.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
     onnx.checker.check_model(result)
     return result
 
@@ -129,23 +125,23 @@ def _store(editor: GraphEditor, graph: onnx.GraphProto, index: int, layer: str, 
         editor.before(index, added)
 
 
-def _with_integer_lstms(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-
-    # Says that nothing is left to fold, on which ONNX Runtime otherwise warns.
-    add_pre_process_metadata(proto)
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        quantize_dynamic(
-            proto,
-            path,
-            op_types_to_quantize=["LSTM"],
-            nodes_to_quantize=names,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-        )
-        result = onnx.load(path)
-    del result.metadata_props[:]
-    return result
+def _compute_in_integers(editor: GraphEditor, graph: onnx.GraphProto, index: int, layer: str) -> None:
+    node = graph.node[index]
+    initializers = {entry.name: entry for entry in graph.initializer}
+    added = NodeList(f"{layer}.weight{index}", f"{layer}.integers{index}")
+    quantization = []
+    for position in _WEIGHT_INPUTS:
+        weight = torch.from_numpy(numpy_helper.to_array(initializers[node.input[position]]).copy())
+        rows = weight.flatten(0, 1)
+        scales = channel_scales(rows, _LSTM_LIMIT)
+        integers = (rows / scales[:, None]).round().clamp(-_LSTM_LIMIT, _LSTM_LIMIT).reshape(weight.shape)
+        # The operator reads weights by their inputs.
+        turned = integers.transpose(1, 2).to(torch.int8).numpy()
+        node.input[position] = added.constant(f"{position}_q", turned)
+        shape = weight.shape[:2]
+        quantization.append(added.constant(f"{position}_s", scales.reshape(shape).numpy()))
+        quantization.append(added.constant("z", np.zeros(shape, np.int8)))
+    state = [*node.input[3:], "", "", "", ""][:5]
+    node.input[3:] = [*state, *quantization]
+    node.op_type, node.domain = "DynamicQuantizeLSTM", _DOMAIN
+    editor.before(index, added)

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 import ray_nascomp as nc
 from ray_nascomp.compression.fold import fold_batch_norm
-from ray_nascomp.deployment.compact import compact
+from ray_nascomp.deployment.compact import _short_name, compact
 from ray_nascomp.deployment.export import ExportError, export_onnx
 from ray_nascomp.deployment.qdq import insert_quantization, unfollowed_convolutions
 from ray_nascomp.deployment.runtime import compare_latency, make_session, run_session
@@ -70,6 +70,27 @@ def test_integers_are_the_rounded_weights_and_run_as_simulated_by_hand():
     expected = rounded @ (integers * scales[:, None]).T + network[1].bias.detach().numpy()
     found = run_session(make_session(proto.SerializeToString()), INPUTS, ("x",))
     assert np.abs(found - expected).max() < 1e-4
+
+
+def test_a_bias_fits_beside_weights_and_inputs_that_are_zero():
+    # Such layers have the least scales that there are; 32 bits hold biases of up to 3e-5 at their product.
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5)).eval()
+    weights, calibration = {}, {}
+    for name in ("0", "2"):
+        network[int(name)].weight.data.zero_()
+        weights[name] = network[int(name)].weight.detach().numpy()
+        tiny = np.full(len(weights[name]), 1.2e-7, np.float32)
+        calibration[name] = LayerScales(tiny, ActivationScale(1.2e-7, 0), ActivationScale(0.01, 128))
+    proto = insert_quantization(export_onnx(network, INPUTS[:2], ("x",)), weights, calibration)
+    found = run_session(make_session(proto.SerializeToString()), INPUTS, ("x",))
+    assert np.abs(found - network[2].bias.detach().numpy()).max() < 0.01
+
+
+def test_names_are_as_long_whatever_their_number():
+    names = [_short_name(number) for number in range(3224)]
+    assert {len(name) for name in names} == {2}
+    assert len(_short_name(3224)) == 3
+    assert len({*names, *map(_short_name, range(3224, 5000))}) == 5000
 
 
 def test_a_layer_that_is_not_in_the_graph_is_named():
