@@ -11,8 +11,14 @@ LINTED := $(CURDIR)/build/linted
 # The same for mkdocstrings.
 DOCUMENTED := $(CURDIR)/build/documented
 
+# Where the case studies' data are, as docs/cases.md says, and what else to tell them: CASE="--quick".
+SPEECH_DATA ?= data/free-spoken-digit-dataset/recordings
+IMAGE_DATA ?= /usr/share/datasets/fashion-mnist
+CASE ?=
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults lint format check docs notebooks dist clean
+.PHONY: help install demo test test-faults lint format check docs notebooks dist clean \
+	case-speech case-image case-speech-full case-image-full case-tables
 
 help:
 	@echo "make demo    search a small network's compression, and show the front"
@@ -24,6 +30,9 @@ help:
 	@echo "make docs    the site, into build/site, strictly"
 	@echo "make notebooks  run the notebooks"
 	@echo "make dist    sdist and wheel, checked"
+	@echo "make case-speech, case-image  a case study, from a fresh network to figures; CASE=--quick for a small one"
+	@echo "make case-speech-full, case-image-full  what one would do instead too, three seeds; hours"
+	@echo "make case-tables  the README's table of cases, from cases/results"
 	@echo "make clean   remove all that make made"
 
 install: $(INSTALLED)
@@ -66,6 +75,18 @@ docs: $(INSTALLED)
 notebooks: $(INSTALLED)
 	$(PIP) --editable ".[docs,demo]"
 	$(BIN)/python notebooks/run.py
+
+case-speech case-speech-full: DATA = $(SPEECH_DATA)
+case-image case-image-full: DATA = $(IMAGE_DATA)
+
+case-speech case-image: $(INSTALLED)
+	$(BIN)/python cases/run.py $(@:case-%=%) --data $(DATA) $(CASE)
+
+case-speech-full case-image-full: $(INSTALLED)
+	$(BIN)/python cases/run.py $(@:case-%-full=%) --data $(DATA) --full --seeds 0 1 2 $(CASE)
+
+case-tables: $(INSTALLED)
+	$(BIN)/python cases/tables.py $(wildcard cases/results/*.json) --into README.md
 
 dist: $(INSTALLED)
 	$(PIP) --editable ".[release]"

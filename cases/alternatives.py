@@ -1,0 +1,162 @@
+"""What one would do instead of a joint search, from the same original, with the same data and the same training.
+
+Uniform pruning and NNI's AGP go through the plans of ray-nascomp: neither torch-pruning nor NNI writes a
+smaller file of a network with recurrent layers or integers by itself, so they get all help that there is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from measuring import Judged, compare, judge
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from ray.tune.search.optuna import OptunaSearch
+from study import Study, best_of
+
+import ray_nascomp as nc
+from ray_nascomp.searchers import HybridSearch
+
+Made = tuple[bytes, Mapping[str, float]]
+"""A model's file, and its params and macs."""
+
+_STAGES = (("architecture",), ("prune", "low_rank"), ("quantize",))
+_SPARSITIES = np.round(np.arange(0.05, 0.95, 0.05), 2)
+
+
+def carry_out_alternatives(study: Study) -> dict[str, Any]:
+    """Adds the alternatives to a study's result; those that are there already are not done again."""
+    target = study.folder / "result.json"
+    record = json.loads(target.read_text())
+    original: Judged | None = None
+    for name, make in ALTERNATIVES.items():
+        if name in record["models"]:
+            continue
+        if original is None:
+            whole = nc.compress(study.task, {}, epochs=0)
+            original = judge(whole.artifact.content, study.splits, whole.metrics)
+        content, counts = make(study, original)
+        record["models"][name] = compare(original, judge(content, study.splits, counts), study.splits)
+        target.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    record["hypervolume"] = hypervolumes(study)
+    target.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    return record
+
+
+class _Batches(CalibrationDataReader):
+    """Training samples one by one, as ONNX Runtime's calibration takes them."""
+
+    def __init__(self, study: Study, name: str) -> None:
+        self._batches: Iterator[dict[str, np.ndarray]] = (
+            {name: batch.numpy()} for batch in study.splits.train[0][:512].split(32)
+        )
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._batches, None)
+
+
+def runtime_int8(study: Study, original: Judged) -> Made:
+    """ONNX Runtime's static quantization of the original, prepared and by channel as its guide recommends."""
+    (name,) = study.task.input_names
+    with TemporaryDirectory() as folder:
+        plain, ready, done = (Path(folder, file) for file in ("plain.onnx", "ready.onnx", "done.onnx"))
+        plain.write_bytes(original.content)
+        quant_pre_process(plain, ready)
+        quantize_static(ready, done, _Batches(study, name), per_channel=True)
+        return done.read_bytes(), original.figures
+
+
+def pruned_int8(study: Study, original: Judged, *, folder: str, method: str, schedule: str) -> Made:
+    """One sparsity for all channels, the smallest that keeps to the limits, then 8 bits after training."""
+    costs, limits = nc.CostModel(study.task), study.budget.limits
+    for sparsity in _SPARSITIES:
+        config = {
+            "prune": {"method": method, "sparsity": {"*": float(sparsity)}, "schedule": schedule, "round_to": 8},
+            "finetune": {"lr": study.budget.learning_rate},
+            "quantize": {"method": "ptq", "bits": {"*": 8}},
+        }
+        known = costs(config)
+        fits = known["params"] <= limits.params * original.figures["params"]
+        if fits and known["size_ratio"] >= 1 / limits.size:
+            break
+    return _finished(study, study.finish(config, folder), folder)
+
+
+def in_sequence(study: Study, original: Judged) -> Made:
+    """First the architecture is searched, then what is removed, then the bits, with the same trials in all."""
+    space: dict[str, Any] = {**study.space}
+    start = nc.gentle_config(study.space)
+    for number, stage in enumerate(_STAGES):
+        fixed = {key: start[key] if key in start and key not in stage else space[key] for key in space}
+        results = _search(
+            study,
+            f"sequence_{number}",
+            lambda: HybridSearch(study.goal, nc.CostModel(study.task), seed=study.seed),
+            {key: _merged(space[key], fixed[key]) for key in space},
+            study.budget.trials // len(_STAGES),
+        )
+        (best,) = best_of(results, 1)
+        start = {**start, **{key: best.config[key] for key in stage if key in best.config}}
+    return _chosen(study, results, "sequence")
+
+
+def _merged(domains: Any, values: Any) -> Any:
+    """A part of the space in which the values that are given are fixed."""
+    if isinstance(domains, Mapping) and isinstance(values, Mapping):
+        return {key: _merged(domain, values[key]) if key in values else domain for key, domain in domains.items()}
+    return values
+
+
+def with_optuna(study: Study, original: Judged) -> Made:
+    """Optuna's sampler (TPE) on the same space; it sees the score that every trial reports."""
+    results = _search(
+        study,
+        "optuna",
+        lambda: OptunaSearch(metric="score", mode="max", seed=study.seed),
+        study.space,
+        study.budget.trials,
+    )
+    return _chosen(study, results, "optuna")
+
+
+def hypervolumes(study: Study) -> dict[str, float]:
+    """What share of their common box the searches' fronts dominate."""
+    joint = study.search()
+    volumes = {}
+    for name, other in (("sequence", f"sequence_{len(_STAGES) - 1}"), ("optuna", "optuna")):
+        table = joint.compare(nc.Results(study.folder / other, study.goal))
+        volumes[name] = float(table.loc["other", "hypervolume"])
+        volumes[f"joint_beside_{name}"] = float(table.loc["this", "hypervolume"])
+    return volumes
+
+
+def _search(study: Study, name: str, searcher: Callable[[], Any], space: Mapping[str, Any], trials: int) -> nc.Results:
+    done = study.folder / f"{name}.done"
+    if not done.exists():
+        study.run(study.tuner(name, searcher, space, trials))
+        done.touch()
+    return nc.Results(study.folder / name, study.goal)
+
+
+def _chosen(study: Study, results: nc.Results, prefix: str) -> Made:
+    name, metrics = study.choose(results, prefix)
+    return _finished(study, metrics, name)
+
+
+def _finished(study: Study, metrics: Mapping[str, float], folder: str) -> Made:
+    return (study.folder / folder / "model.onnx").read_bytes(), metrics
+
+
+ALTERNATIVES: dict[str, Callable[[Study, Judged], Made]] = {
+    "ONNX Runtime's static int8": runtime_int8,
+    "uniform pruning, then int8": partial(pruned_int8, folder="uniform", method="l2_norm", schedule="one_shot"),
+    "NNI's AGP, then PTQ": partial(pruned_int8, folder="agp", method="l1_norm", schedule="agp"),
+    "search in sequence": in_sequence,
+    "Optuna's TPE, same space": with_optuna,
+}

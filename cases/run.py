@@ -1,0 +1,98 @@
+"""Case studies: a network is trained, its smaller forms are searched, the best is judged on unseen data.
+
+python run.py speech --data spoken_digits.npz
+python run.py image --data folder-of-fashion-mnist
+
+What is finished is kept in the output folder and not done again; a study that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from measuring import compare, describe, judge
+from study import Study
+
+import ray_nascomp as nc
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=("speech", "image"))
+    parser.add_argument("--data", type=Path, required=True, help="where the data are")
+    parser.add_argument("--output", type=Path, default=Path("case_output"), help="folder (default: case_output)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds, one study each (default: 0)")
+    parser.add_argument("--cores", type=int, default=2, help="trials at a time (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="a small study, to see that all works")
+    parser.add_argument("--full", action="store_true", help="what one would do instead, too")
+    arguments = parser.parse_args()
+    if not arguments.data.exists():
+        parser.error(f"--data: {arguments.data} is not there; docs/cases.md says where the data come from")
+    case = importlib.import_module(arguments.case).CASE
+    for seed in arguments.seeds:
+        name = f"{case.name}_quick" if arguments.quick else case.name
+        folder = arguments.output / name / f"seed{seed}"
+        study = Study(case, arguments.data, folder, seed, arguments.cores, arguments.quick)
+        record = carry_out(study)
+        if arguments.full:
+            from alternatives import carry_out_alternatives
+
+            record = carry_out_alternatives(study)
+        show(record)
+        print(f"figures {folder / 'result.json'}\nreport  {folder / 'report.html'}", flush=True)
+
+
+def carry_out(study: Study) -> dict[str, Any]:
+    """The study to its end; the test set is looked at once, then the figures stand."""
+    target = study.folder / "result.json"
+    if target.exists():
+        return json.loads(target.read_text())
+    start = time.monotonic()
+    network = study.original
+    say(start, f"an original of {sum(parameter.numel() for parameter in network.parameters()):,} parameters")
+    results = study.search()
+    results.report(study.folder / "report.html")
+    say(start, f"{results}")
+    name, metrics = study.choose(results)
+    say(start, f"chosen: {name}, {metrics['accuracy']:.4f} of the validation data")
+    whole = nc.compress(study.task, {}, epochs=0)
+    assert whole.artifact is not None
+    original = judge(whole.artifact.content, study.splits, whole.metrics)
+    chosen = judge((study.folder / name / "model.onnx").read_bytes(), study.splits, metrics)
+    record = {
+        "case": study.case.name,
+        "seed": study.seed,
+        "test_samples": len(study.splits.test[1]),
+        "trials": len(results),
+        "config": json.loads((study.folder / name / "manifest.json").read_text())["config"],
+        "validation": {"original": whole.metrics["accuracy"], "chosen": metrics["accuracy"]},
+        "original": describe(original, network, study.splits),
+        "models": {"ray-nascomp": compare(original, chosen, study.splits)},
+    }
+    target.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    return record
+
+
+def say(start: float, text: str) -> None:
+    """A line with the seconds since the start."""
+    print(f"[{time.monotonic() - start:6.0f} s] {text}", flush=True)
+
+
+def show(record: dict[str, Any]) -> None:
+    """The figures that matter, on the terminal."""
+    original = record["original"]
+    print(f"original: {original['accuracy']:.2%}, {original['params']:,} parameters, {original['bytes']:,} bytes")
+    for name, figures in record["models"].items():
+        print(
+            f"{name}: {figures['accuracy']:.2%}, {1 - figures['params_share']:.1%} fewer parameters, "
+            f"{1 - figures['bytes_share']:.1%} fewer bytes, {figures['speedup_batch1_threads1']:.1f}x at batch 1"
+        )
+
+
+if __name__ == "__main__":
+    main()

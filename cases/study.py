@@ -1,0 +1,298 @@
+"""What all case studies do, each step kept on disk: train a network, search its smaller forms, judge the best one.
+
+A step whose result is there already is not done again, so that a study goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import ray
+import torch
+from baseline import Augment, Split, augmented, train
+from ray import tune
+from torch import nn
+
+import ray_nascomp as nc
+from ray_nascomp.schedulers import ParetoASHAScheduler
+from ray_nascomp.searchers import HybridSearch
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The samples of a case, each an (inputs, targets) pair."""
+
+    train: Split
+    val: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a smaller form has to keep to.
+
+    Attributes:
+        params: Largest share of the original's parameters.
+        size: Largest share of the original file's bytes.
+        speedup: Smallest speedup at batch size 1, one thread.
+        drop: Largest loss of validation accuracy within the search.
+    """
+
+    params: float
+    size: float
+    speedup: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a study may spend.
+
+    Attributes:
+        epochs: Epochs of the original's training.
+        learning_rate: Peak learning rate of that.
+        trials: Trials of the search.
+        trial_epochs: Epochs of a trial.
+        samples: Training samples that trials use; None for all.
+        copies: How often trials see each sample in an epoch, all but one of them augmented.
+        final_epochs: Epochs of the chosen models' training, on all samples.
+        final_copies: The same as `copies`, for the chosen models.
+        variants: How many of a search's best results are trained to the end; validation data decide among them.
+        limits: What the chosen model has to keep to.
+    """
+
+    epochs: int
+    learning_rate: float
+    trials: int
+    trial_epochs: int
+    samples: int | None
+    copies: int
+    final_epochs: int
+    final_copies: int
+    variants: int
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case study: data, a network, and what can be changed of it.
+
+    Attributes:
+        name: Its name.
+        load: Function from a path to the data.
+        build: Function from an architecture to a network.
+        original: The architecture of the original.
+        architecture: Dimensions of the architecture.
+        augment: Function (inputs, generator) -> other inputs of the same classes.
+        batch_size: Samples a training step.
+        budget: What `make case-NAME` spends.
+        quick: What its `--quick` spends.
+    """
+
+    name: str
+    load: Callable[[Path], Splits]
+    build: Callable[[dict[str, Any]], nn.Module]
+    original: Mapping[str, Any]
+    architecture: Mapping[str, Any]
+    augment: Augment
+    batch_size: int
+    budget: Budget
+    quick: Budget
+
+
+class Study:
+    """One run of a case.
+
+    Args:
+        case: The case.
+        data: Where its data are.
+        folder: Where all results go.
+        seed: Seed of the original and of the search.
+        cores: Trials at a time, and threads of the original's training.
+        quick: Whether to spend little.
+    """
+
+    def __init__(self, case: Case, data: Path, folder: Path, seed: int, cores: int, quick: bool) -> None:
+        self.case = case
+        self.folder = folder
+        self.seed = seed
+        self.cores = cores
+        self.budget = case.quick if quick else case.budget
+        self._data = data
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The data."""
+        return self.case.load(self._data)
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The trained original."""
+        torch.set_num_threads(self.cores)
+        torch.manual_seed(self.seed)
+        network = self.case.build(dict(self.case.original))
+        budget, case = self.budget, self.case
+        train(
+            network,
+            self.splits.train,
+            epochs=budget.epochs,
+            learning_rate=budget.learning_rate,
+            batch_size=case.batch_size,
+            augment=case.augment,
+            seed=self.seed,
+            checkpoint=self.folder / "original.pt",
+        )
+        torch.set_num_threads(1)
+        return network
+
+    @cached_property
+    def task(self) -> nc.Task:
+        """What trials work on."""
+        return self._task(self.budget.samples, self.budget.copies)
+
+    @cached_property
+    def final_task(self) -> nc.Task:
+        """What the chosen models are trained on."""
+        return self._task(None, self.budget.final_copies)
+
+    def _task(self, samples: int | None, copies: int) -> nc.Task:
+        inputs, targets = self.splits.train
+        few = (inputs[:samples], targets[:samples])
+        return nc.Task(
+            self.original,
+            augmented(few, copies, self.case.augment, self.seed),
+            self.splits.val,
+            calibration_data=(inputs[:512], targets[:512]),
+            build=self.case.build,
+            architecture=self.case.architecture,
+            batch_size=self.case.batch_size,
+        )
+
+    @cached_property
+    def goal(self) -> nc.Goal:
+        """Accuracy, speed and bytes, within the limits."""
+        limits = self.budget.limits
+        params = sum(parameter.numel() for parameter in self.original.parameters())
+        return nc.Goal(
+            objectives=[nc.Objective("accuracy"), nc.Objective("speedup"), nc.Objective("size_mb", mode="min")],
+            constraints=[
+                nc.Constraint("params", "<=", limits.params * params),
+                nc.Constraint("size_ratio", ">=", 1 / limits.size),
+                nc.Constraint("speedup", ">=", limits.speedup),
+                nc.Constraint("accuracy_drop", "<=", limits.drop),
+            ],
+        )
+
+    @cached_property
+    def space(self) -> dict[str, Any]:
+        """Architecture, sparsity by group, rank and bits by layer, distillation."""
+        space = nc.compression_space(self.task, bits="layer", bit_choices=(4, 8))
+        ranks = dict.fromkeys(self.task.spec.factorisable_names, tune.choice([0.25, 0.5, 1.0]))
+        return {**space, "low_rank": {"rank": ranks, "round_to": 8}}
+
+    def tuner(self, name: str, searcher: Any, space: Mapping[str, Any], trials: int) -> tune.Tuner:
+        """A search in its own folder; one that was stopped goes on.
+
+        Args:
+            name: The folder's name.
+            searcher: Function without arguments that makes the searcher.
+            space: What to search.
+            trials: Number of trials.
+        """
+        epochs = self.budget.trial_epochs
+        trainable = nc.compression_trainable(self.task, self.goal, epochs=epochs)
+        if (self.folder / name / "tuner.pkl").exists():
+            return nc.restore(str(self.folder / name), trainable, param_space=space, restart_errored=True)
+        return tune.Tuner(
+            trainable,
+            param_space=dict(space),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher(),
+                scheduler=ParetoASHAScheduler(self.goal, max_t=epochs + 1, grace_period=min(2, epochs + 1)),
+                num_samples=trials,
+                max_concurrent_trials=self.cores,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+            ),
+            run_config=tune.RunConfig(name=name, storage_path=str(self.folder.resolve()), verbose=0),
+        )
+
+    def search(self) -> nc.Results:
+        """The joint search, by evolution and by Bayesian optimisation with shared results."""
+        done = self.folder / "search.done"
+        if not done.exists():
+            self.run(
+                self.tuner(
+                    "search",
+                    lambda: HybridSearch(self.goal, nc.CostModel(self.task), seed=self.seed),
+                    self.space,
+                    self.budget.trials,
+                )
+            )
+            done.touch()
+        return nc.Results(self.folder / "search", self.goal)
+
+    def run(self, tuner: tune.Tuner) -> None:
+        """Runs a search to its end."""
+        ray.init(
+            address="local",
+            num_cpus=self.cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+        )
+        try:
+            tuner.fit()
+        finally:
+            ray.shutdown()
+
+    def finish(self, config: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """Trains a config to its end.
+
+        Args:
+            config: The config.
+            name: Name of the folder that gets model.onnx, the network and what was measured.
+
+        Returns:
+            What was measured, on validation data.
+        """
+        folder = self.folder / name
+        record = folder / "metrics.json"
+        if not record.exists():
+            *_, last = nc.compress_steps(self.final_task, config, self.budget.final_epochs, self.goal)
+            last.save(folder)
+            record.write_text(json.dumps(last.metrics, default=str))
+        return json.loads(record.read_text())
+
+    def choose(self, results: nc.Results, prefix: str = "final") -> tuple[str, dict[str, Any]]:
+        """The best of a search's best results after their training to the end.
+
+        Args:
+            results: The search's results.
+            prefix: What the folders of the trained models begin with.
+
+        Returns:
+            The folder's name, and what was measured on validation data.
+        """
+        front = best_of(results, self.budget.variants)
+        finished = {trial.trial_id: self.finish(trial.config, f"{prefix}_{trial.trial_id}") for trial in front}
+        best = min(finished, key=lambda name: (self.goal.violation(finished[name]), -finished[name]["accuracy"]))
+        return f"{prefix}_{best}", finished[best]
+
+
+def best_of(results: nc.Results, count: int) -> list[Any]:
+    """The most accurate completed trials, those within the limits first."""
+    completed = [trial for trial in results.trials if trial.status == "completed"]
+    completed.sort(key=lambda trial: (not results.goal.is_feasible(trial.metrics), -trial.metrics["accuracy"]))
+    return completed[:count]

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = Path(__file__).parents[1] / "cases"
+DATA = {
+    "speech": Path(os.environ.get("RAY_NASCOMP_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    / "spoken_digits"
+    / "spoken_digits.npz",
+    "image": Path("/usr/share/datasets/fashion-mnist"),
+}
+
+
+def run(script: str, *arguments: str | Path, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, str(CASES / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=580,
+        cwd=folder,
+        env={**os.environ, "HOME": str(folder)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["speech", "image"])
+def test_a_quick_study_ends_with_figures_a_report_and_a_table_and_is_not_done_twice(tmp_path, case):
+    if not DATA[case].exists():
+        pytest.skip(f"{DATA[case]} is not there; docs/cases.md says where the data come from")
+    arguments = (case, "--quick", "--data", DATA[case], "--output", tmp_path / "out")
+    run("run.py", *arguments, folder=tmp_path)
+    folder = tmp_path / "out" / f"{case}_quick" / "seed0"
+    record = json.loads((folder / "result.json").read_text())
+    chosen, original = record["models"]["ray-nascomp"], record["original"]
+    assert chosen["params"] < 0.6 * original["params"]
+    assert chosen["bytes"] < 0.5 * original["bytes"]
+    assert chosen["drop"] == pytest.approx((chosen["lost"] - chosen["won"]) / record["test_samples"])
+    assert original["accuracy_low"] < original["accuracy"] < original["accuracy_high"]
+    assert "<html" in (folder / "report.html").read_text()[:100]
+
+    (folder / "result.json").unlink()
+    before = (folder / "search").stat().st_mtime_ns
+    run("run.py", *arguments, folder=tmp_path)
+    again = json.loads((folder / "result.json").read_text())
+    assert again["models"]["ray-nascomp"]["accuracy"] == chosen["accuracy"]
+    assert (folder / "search").stat().st_mtime_ns == before
+
+    text = tmp_path / "README.md"
+    text.write_text("before\n<!-- cases: made by make case-tables -->\nold\n<!-- end of cases -->\nafter\n")
+    run("tables.py", folder / "result.json", "--into", text, folder=tmp_path)
+    assert "old" not in text.read_text()
+    assert f"{chosen['params']:,}" in text.read_text()
+    assert text.read_text().startswith("before")
+    assert text.read_text().endswith("after\n")
