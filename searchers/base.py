@@ -19,11 +19,12 @@ import numpy as np
 from ray.tune.search import Searcher
 
 from ray_nascomp.errors import ConfigError, InfeasibleError
-from ray_nascomp.goals import Goal
+from ray_nascomp.goals import Goal, as_float
 from ray_nascomp.observation_log import plain
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.searchers.saved import SavedSearcher
 from ray_nascomp.searchers.state import read_observations
+from ray_nascomp.searchers.table import ObservationTable
 from ray_nascomp.space import Space
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class GoalSearcher(SavedSearcher):
         self.cost_model = cost_model
         self.rng = np.random.default_rng(seed)
         self.observations: list[Observation] = []
-        self._rows: list[tuple[np.ndarray, np.ndarray, float]] = []
+        self._table: ObservationTable | None = None
         self._space: Space | None = None
         self._points = [dict(point) for point in points_to_evaluate or []]
         self._lost: list[dict[str, Any]] = []
@@ -209,13 +210,7 @@ class GoalSearcher(SavedSearcher):
         A trainable that does not say which report is its last (`final`) ends for Tune alike
         whether it is through or was stopped early; its length tells.
         """
-        completed = [i for i, o in enumerate(self.observations) if o.status is Status.COMPLETED]
-        longest = max((self.observations[i].fidelity for i in completed), default=0)
-        return [
-            i
-            for i in completed
-            if self.observations[i].metrics.get("final") is True or self.observations[i].fidelity >= longest
-        ]
+        return [] if self._table is None else self._table.final.tolist()
 
     def final_observations(self) -> list[Observation]:
         """The observations at `final_positions`."""
@@ -230,10 +225,14 @@ class GoalSearcher(SavedSearcher):
         Returns:
             Encoded configs `(n, dimensions)`, losses `(n, objectives)` and violations `(n,)`.
         """
-        chosen = [self._rows[i] for i in positions]
-        encoded = np.array([row[0] for row in chosen]).reshape(len(chosen), len(self.space))
-        losses = np.array([row[1] for row in chosen]).reshape(len(chosen), len(self.goal.objectives))
-        return encoded, losses, np.array([row[2] for row in chosen], dtype=float)
+        table = self._table or self._empty_table()
+        chosen = np.asarray(positions, dtype=int)
+        return table.encoded[chosen], table.losses[chosen], table.violations[chosen]
+
+    def metric_table(self, positions: Sequence[int]) -> np.ndarray:
+        """The goal's metrics of observations, NaN where one is missing, shape `(n, metrics)`."""
+        table = self._table or self._empty_table()
+        return table.metrics[np.asarray(positions, dtype=int)]
 
     def _next_of_its_own(self) -> dict[str, Any] | None:
         held, self._held = self._held, None
@@ -262,14 +261,26 @@ class GoalSearcher(SavedSearcher):
 
     def _record(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]] | None = None) -> None:
         self.observations.append(observation)
-        self._rows.append(self._row(observation))
+        self._table = self._table or self._empty_table()
+        self._add_row(observation)
         self._keys.add(self.key(observation.config))
         self.observed(observation, reports or {observation.fidelity: observation.metrics})
 
-    def _row(self, observation: Observation) -> tuple[np.ndarray, np.ndarray, float]:
+    def _empty_table(self) -> ObservationTable:
+        return ObservationTable(len(self.space), len(self.goal.metrics), len(self.goal.objectives))
+
+    def _add_row(self, observation: Observation) -> None:
+        assert self._table is not None
         metrics = observation.metrics
-        encoded = self.space.encode([observation.config])[0]
-        return encoded, self.goal.losses(metrics), self.goal.violation(metrics)
+        self._table.append(
+            self.space.encode([observation.config])[0],
+            np.array([as_float(metrics.get(name)) for name in self.goal.metrics]),
+            self.goal.losses(metrics),
+            self.goal.violation(metrics),
+            observation.fidelity,
+            observation.status is Status.COMPLETED,
+            metrics.get("final") is True,
+        )
 
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
         """Called once for every observation, with the trial's reports by training iteration."""

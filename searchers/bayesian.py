@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,7 @@ from ray_nascomp.goals import Constraint, Goal, as_float
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.pareto import ranks
 from ray_nascomp.searchers.base import CostFunction, GoalSearcher
-from ray_nascomp.searchers.operators import crossover, mutate
+from ray_nascomp.searchers.operators import Variation
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _POOL = 160
 _RANDOM_SHARE = 0.25
 _BASELINE = 24
+_CROSSOVER = 0.4
 _FIT_ROWS = 256
 _FIT_STEPS = 60
 # A process costs the cube of its rows: a search of thousands of trials learns from the best and the newest.
@@ -75,6 +76,11 @@ class BayesianSearch(GoalSearcher):
         self._fitted_at = 0
         self._hyperparameters: dict[str, dict[str, Any]] = {}
 
+    @cached_property
+    def variation(self) -> Variation:
+        """The operators of the space."""
+        return Variation(self.space.dimensions)
+
     def propose(self) -> dict[str, Any]:
         """A random config at first, then the one of a pool with the largest expected gain."""
         finals = self.final_observations()
@@ -103,18 +109,13 @@ class BayesianSearch(GoalSearcher):
 
     def _pool(self, usable: list[Observation]) -> list[dict[str, Any]]:
         """New, affordable configs: children of the best results, and random ones."""
-        best = self._best(usable, _BASELINE)
-        drafts: list[dict[str, Any]] = []
-        for _ in range(_POOL):
-            if self.rng.random() < _RANDOM_SHARE:
-                config = self.space.sample(self.rng)
-            else:
-                first, second = self.rng.integers(len(best), size=2)
-                values = self.space.values(best[first].config)
-                if self.rng.random() < 0.4:
-                    values = crossover(self.rng, values, self.space.values(best[second].config))
-                config = self.space.to_config(mutate(self.rng, self.space.dimensions, values))
-            drafts.append(config)
+        best = self.space.encode([o.config for o in self._best(usable, _BASELINE)])
+        count = round((1 - _RANDOM_SHARE) * _POOL)
+        first, second = self.rng.integers(len(best), size=(2, count))
+        crossed = self.variation.crossover(self.rng, best[first], best[second])
+        parents = np.where(self.rng.random((count, 1)) < _CROSSOVER, crossed, best[first])
+        drafts = self.space.decode_many(self.variation.mutate(self.rng, parents))
+        drafts += [self.space.sample(self.rng) for _ in range(_POOL - count)]
         self.foresee(drafts)
         affordable = [config for config in drafts if self.known_metrics(config) is not None]
         return list({self.key(config): config for config in affordable if self.is_new(config)}.values())
@@ -219,7 +220,7 @@ class _Inputs:
 
         self._searcher = searcher
         self.known = [m for m in searcher.goal.metrics if m in (searcher.known_metrics(usable[0].config) or {})]
-        final = self._table([o.metrics for o in usable])
+        final = self._metrics_of([o.metrics for o in usable])
         self._mean = np.array([np.mean(c[np.isfinite(c)]) if np.isfinite(c).any() else 0.0 for c in final.T])
         deviation = [np.std(c[np.isfinite(c)]) if np.isfinite(c).any() else 0.0 for c in final.T]
         self._scale = np.where(np.array(deviation) > 1e-12, deviation, 1.0)
@@ -271,9 +272,9 @@ class _Inputs:
             return SingleTaskGP(self.train[rows], targets, outcome_transform=None, input_transform=features)
 
     def _standardised(self, metrics: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return np.asarray((self._table(metrics) - self._mean) / self._scale)
+        return np.asarray((self._metrics_of(metrics) - self._mean) / self._scale)
 
-    def _table(self, metrics: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    def _metrics_of(self, metrics: Sequence[Mapping[str, Any]]) -> np.ndarray:
         names = self._searcher.goal.metrics
         rows = [[as_float(row.get(name)) for name in names] for row in metrics]
         return np.array(rows, dtype=float).reshape(len(rows), len(names))

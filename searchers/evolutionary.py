@@ -1,32 +1,36 @@
 """Evolution over several objectives, one child at a time, with exact costs and a cheap surrogate.
 
-Survival and parents follow NSGA-II (Deb et al. 2002): constrained non-dominated rank, then
-crowding distance. With `aging` the oldest leave instead, as in regularized evolution (Real et
-al. 2019, arXiv 1802.01548). Ours is that a batch of children is bred for each suggestion and
-screened: known costs enter exactly, a surrogate predicts the rest, and the child that promises
-the most hypervolume is tried.
+Survival and parents follow NSGA-II (Deb et al. 2002) or NSGA-III (Deb and Jain 2014): constrained
+non-dominated rank, then how evenly the front is covered. With `aging` the oldest leave instead, as
+in regularized evolution (Real et al. 2019, arXiv 1802.01548). Ours is that a batch of children is
+bred for each suggestion and screened: known costs enter exactly, a surrogate predicts the rest, and
+the child that promises the most hypervolume is tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import moocore
 import numpy as np
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.goals import Goal, as_float
+from ray_nascomp.goals import Goal
 from ray_nascomp.observations import Observation
-from ray_nascomp.pareto import hypervolume, ranks
+from ray_nascomp.searchers import survival as survivals
 from ray_nascomp.searchers.base import CostFunction, GoalSearcher
-from ray_nascomp.searchers.operators import crossover, mutate
+from ray_nascomp.searchers.operators import Variation
+from ray_nascomp.searchers.screening import Screen
 from ray_nascomp.searchers.surrogate import NeighbourSurrogate
 
-Generation = tuple[list[Observation], np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _CHILDREN = 16
 _INITIAL_DRAWS = 12
+_CROSSOVER = 0.6
+# The population lies among the newest: what is older says little about its children.
+_LEARNT = 400
 
 
 class EvolutionarySearch(GoalSearcher):
@@ -38,6 +42,8 @@ class EvolutionarySearch(GoalSearcher):
         population_size: Number of results that parents are taken from, 4 or more.
         initial: Number of random configs before the first child, 2 or more. With a cost model
             they are spread over the range of costs.
+        survival: "nsga2", by crowding distance, or "nsga3", by reference directions, for four
+            objectives and more; it needs the extra `ray-nascomp[nsga3]`.
         aging: Whether the oldest result leaves the population rather than the worst.
         screening: Whether children are screened by predicted hypervolume before one is tried.
         role_aware: Whether variation looks at what a dimension decides.
@@ -46,7 +52,7 @@ class EvolutionarySearch(GoalSearcher):
         warm_start: See `GoalSearcher`.
 
     Raises:
-        ConfigError: If an argument is not allowed.
+        ConfigError: If an argument is not allowed, or pymoo is not installed.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class EvolutionarySearch(GoalSearcher):
         *,
         population_size: int = 32,
         initial: int = 10,
+        survival: Literal["nsga2", "nsga3"] = "nsga2",
         aging: bool = False,
         screening: bool = True,
         role_aware: bool = True,
@@ -67,55 +74,60 @@ class EvolutionarySearch(GoalSearcher):
             raise ConfigError(f"population_size: {population_size!r} was given, 4 or more is allowed")
         if initial < 2:
             raise ConfigError(f"initial: {initial!r} was given, 2 or more is allowed")
+        if survival not in ("nsga2", "nsga3"):
+            raise ConfigError.unknown("survival", survival, ("nsga2", "nsga3"))
+        if survival == "nsga3" and find_spec("pymoo") is None:
+            raise ConfigError("survival='nsga3': pymoo is not installed; pip install 'ray-nascomp[nsga3]'")
         super().__init__(goal, cost_model, seed=seed, points_to_evaluate=points_to_evaluate, warm_start=warm_start)
         self._population_size = population_size
         self._initial = initial
+        self._survival = survival
         self._aging = aging
         self._screening = screening
         self._role_aware = role_aware
-        self._values: list[list[float]] = []
-        self._current: Generation | None = None
-        self._surrogate: tuple[NeighbourSurrogate, list[str]] | None = None
+        self._parents: np.ndarray | None = None
+        self._surrogate: tuple[NeighbourSurrogate, Screen, list[str]] | None = None
+
+    @cached_property
+    def variation(self) -> Variation:
+        """The operators of the space."""
+        return Variation(self.space.dimensions, self._role_aware)
 
     def propose(self) -> dict[str, Any]:
         """A random config at first, then the most promising of a batch of children."""
-        finals, encoded, losses, violations, parents = self._generation()
+        finals = self.final_positions()
         if len(finals) < 4 or len(self.observations) + len(self._pending) < self._initial:
             return self._spread()
+        parents = self._population()
         if not self._screening:
-            return self._child(finals, parents)
-        children = [self._child(finals, parents) for _ in range(_CHILDREN)]
+            return self._children(parents, 1)[0]
+        children = self._children(parents, _CHILDREN)
         self.foresee(children)
         children = [c for c in children if self.is_new(c) and self.known_metrics(c) is not None]
         if not children:
             return self.space.sample(self.rng)
-        return self._most_promising(children, finals, encoded, losses, violations)
+        return self._most_promising(children)
 
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
         """The population and the surrogate have something new to learn."""
-        self._values.append([as_float(observation.metrics.get(metric)) for metric in self.goal.metrics])
-        self._current = None
+        self._parents = None
         self._surrogate = None
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """The population and the surrogate follow from the observations."""
-        self._values = [[as_float(o.metrics.get(metric)) for metric in self.goal.metrics] for o in self.observations]
-        self._current = None
+        self._parents = None
         self._surrogate = None
 
-    def _generation(self) -> Generation:
-        """The final observations with their table, and the positions of the population, best first."""
-        if self._current is None:
-            positions = self.final_positions()
-            encoded, losses, violations = self.table(positions)
-            finals = [self.observations[i] for i in positions]
+    def _population(self) -> np.ndarray:
+        """Encoded configs of the population, best first, shape `(parents, dimensions)`."""
+        if self._parents is None:
+            finals = self.final_positions()
             if self._aging:
-                first = max(0, len(finals) - self._population_size)
-                parents = first + _best(losses[first:], violations[first:], self._population_size)
-            else:
-                parents = _best(losses, violations, self._population_size)
-            self._current = finals, encoded, losses, violations, parents
-        return self._current
+                finals = finals[-self._population_size :]
+            encoded, losses, violations = self.table(finals)
+            chosen = getattr(survivals, self._survival)(losses, violations, self._population_size)
+            self._parents = encoded[chosen]
+        return self._parents
 
     def _spread(self) -> dict[str, Any]:
         """A random config, of several the one whose known costs are farthest from all others'."""
@@ -136,81 +148,36 @@ class EvolutionarySearch(GoalSearcher):
         known = self.known_metrics(config) or {}
         return np.array([known[o.metric] * o.sign for o in self.goal.objectives if o.metric in known])
 
-    def _child(self, finals: list[Observation], parents: np.ndarray) -> dict[str, Any]:
+    def _children(self, parents: np.ndarray, count: int) -> list[dict[str, Any]]:
+        """Children of the population, some of one parent and some of two."""
         # Parents are sorted: the better of two is the one that stands first.
-        first, second = self.rng.integers(len(parents), size=(2, 2)).min(axis=1)
-        values = self.space.values(finals[parents[first]].config)
-        if self.rng.random() < 0.6:
-            values = crossover(self.rng, values, self.space.values(finals[parents[second]].config))
-        return self.space.to_config(mutate(self.rng, self.space.dimensions, values, self._role_aware))
+        first, second = self.rng.integers(len(parents), size=(2, count, 2)).min(axis=2)
+        crossed = self.variation.crossover(self.rng, parents[first], parents[second])
+        drafts = np.where(self.rng.random((count, 1)) < _CROSSOVER, crossed, parents[first])
+        return self.space.decode_many(self.variation.mutate(self.rng, drafts))
 
-    def _most_promising(
-        self,
-        children: list[dict[str, Any]],
-        finals: list[Observation],
-        encoded: np.ndarray,
-        losses: np.ndarray,
-        violations: np.ndarray,
-    ) -> dict[str, Any]:
+    def _most_promising(self, children: list[dict[str, Any]]) -> dict[str, Any]:
         """The child with the largest predicted gain in hypervolume, one sample of each prediction."""
-        surrogate, unknown = self._fit(finals, encoded)
+        surrogate, screen, unknown = self._models()
         mean, deviation = surrogate.predict(self.space.features(self.space.encode(children)))
         drawn = mean + deviation * self.rng.standard_normal(mean.shape)
-        feasible = losses[violations == 0]
-        front = feasible[moocore.is_nondominated(feasible)] if len(feasible) else losses[:0]
-        every = np.concatenate([losses[np.isfinite(losses).all(axis=1)], front])
-        low, high = every.min(axis=0), every.max(axis=0)
-        span = np.where(high > low, high - low, 1.0)
-        front = (front - low) / span
-        reference = np.full(len(low), 1.1)
-        base = hypervolume(front, reference)
-        best, best_gain = children[0], -np.inf
-        for index, child in enumerate(children):
-            metrics = {**dict(zip(unknown, drawn[index].tolist(), strict=True)), **(self.known_metrics(child) or {})}
-            violation = self.goal.violation(metrics)
-            point = (self.goal.losses(metrics) - low) / span
-            if violation > 0 or not np.isfinite(point).all():
-                gain = -min(violation, 1e6)
-            elif (point >= 1.1).any() or (front <= point).all(axis=1).any():
-                gain = -1e-9 * float(np.maximum(point, 0).sum())
-            else:
-                gain = hypervolume(np.vstack([front, point]), reference) - base
-            if gain > best_gain:
-                best, best_gain = child, gain
-        return best
+        metrics = [
+            {**dict(zip(unknown, row, strict=True)), **(self.known_metrics(child) or {})}
+            for row, child in zip(drawn.tolist(), children, strict=True)
+        ]
+        losses = np.array([self.goal.losses(row) for row in metrics])
+        violations = np.array([self.goal.violation(row) for row in metrics])
+        return children[int(np.argmax(screen.gains(losses, violations)))]
 
-    def _fit(self, finals: list[Observation], encoded: np.ndarray) -> tuple[NeighbourSurrogate, list[str]]:
-        """The surrogate of the metrics that the cost model does not know."""
+    def _models(self) -> tuple[NeighbourSurrogate, Screen, list[str]]:
+        """The surrogate of the metrics that the cost model does not know, the front, and their names."""
         if self._surrogate is None:
-            known = self.known_metrics(finals[0].config) or {}
+            finals = self.final_positions()
+            encoded, losses, violations = self.table(finals)
+            known = self.known_metrics(self.observations[finals[0]].config) or {}
             unknown = [metric for metric in self.goal.metrics if metric not in known]
-            columns = [self.goal.metrics.index(metric) for metric in unknown]
-            values = np.array([self._values[i] for i in self.final_positions()])
-            targets = values.reshape(len(finals), -1)[:, columns]
-            usable = np.isfinite(targets).all(axis=1)
-            self._surrogate = NeighbourSurrogate(self.space.features(encoded[usable]), targets[usable]), unknown
+            targets = self.metric_table(finals)[:, [self.goal.metrics.index(metric) for metric in unknown]]
+            usable = np.flatnonzero(np.isfinite(targets).all(axis=1))[-_LEARNT:]
+            surrogate = NeighbourSurrogate(self.space.features(encoded[usable]), targets[usable])
+            self._surrogate = surrogate, Screen(losses, violations), unknown
         return self._surrogate
-
-
-def _best(losses: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the best rows by constrained rank, then by crowding distance, best first."""
-    rank = ranks(losses, violations)
-    chosen: list[int] = []
-    for level in np.unique(rank):
-        members = np.flatnonzero(rank == level)
-        chosen.extend(members[np.argsort(-_crowding_distance(losses[members]), kind="stable")].tolist())
-        if len(chosen) >= count:
-            break
-    return np.array(chosen[:count], dtype=int)
-
-
-def _crowding_distance(losses: np.ndarray) -> np.ndarray:
-    """Sum over objectives of the gap between a row's neighbours, infinite at the ends."""
-    distance = np.zeros(len(losses))
-    for column in np.nan_to_num(losses, nan=0.0).T:
-        order = np.argsort(column, kind="stable")
-        span = column[order[-1]] - column[order[0]]
-        distance[order[[0, -1]]] = np.inf
-        if span > 0 and len(order) > 2:
-            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
-    return distance

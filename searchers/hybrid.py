@@ -105,9 +105,10 @@ class HybridSearch(GoalSearcher):
             member.load_own_state(saved["own"])
 
     def _share(self, member: GoalSearcher) -> None:
-        """Rows, keys, known costs and pending trials are the same objects for all."""
+        """The table, keys, known costs and pending trials are the same objects for all."""
         member._space = self._space
-        member._rows, member._keys, member._known, member._pending = self._rows, self._keys, self._known, self._pending
+        member._table, member._keys = self._table, self._keys
+        member._known, member._pending = self._known, self._pending
 
     def _gain(self) -> float:
         """Share of the hypervolume that the newest observation has added, in [0, 1]."""

@@ -1,9 +1,8 @@
-"""Variation of configs that knows what a dimension decides."""
+"""Variation of configs that knows what a dimension decides, for many configs at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,73 +10,87 @@ from ray_nascomp.space import Dimension, Role
 
 _LATE = (Role.BITS, Role.DISTILLATION, Role.TRAINING)
 _CONTINUOUS_STEP = 0.12
+_FEW, _ROLE, _LATE_ONLY, _ANEW = range(4)
 
 
-def crossover(rng: np.random.Generator, one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
-    """Each value from one of two parents, one of them preferred."""
-    from_one = rng.random(len(one)) < rng.uniform(0.2, 0.8)
-    return [a if first else b for a, b, first in zip(one, other, from_one.tolist(), strict=True)]
-
-
-def mutate(
-    rng: np.random.Generator, dimensions: Sequence[Dimension], values: Sequence[Any], by_role: bool = True
-) -> list[Any]:
-    """A neighbour of a config.
-
-    One of four moves: a few dimensions take a small step; all dimensions of one role shift
-    together; only dimensions of late stages (bits, distillation, training) move, so that the
-    earlier stages are shared with the parent; one dimension is drawn anew.
+class Variation:
+    """Crossover and mutation of encoded configs.
 
     Args:
-        rng: Source of randomness.
-        dimensions: The space's dimensions.
-        values: One value a dimension.
+        dimensions: The space's dimensions, one or more.
         by_role: False leaves out the moves that look at roles.
     """
-    result = list(values)
-    drawn = rng.random()
-    if by_role:
-        move = 0 if drawn < 0.45 else 1 if drawn < 0.7 else 2 if drawn < 0.85 else 3
-    else:
-        move = 0 if drawn < 0.75 else 3
-    if move == 1:
-        roles = sorted({d.role for d in dimensions if d.is_ordinal}, key=lambda role: role.value)
-        if roles:
-            role = roles[int(rng.integers(len(roles)))]
-            direction = 1 if rng.random() < 0.5 else -1
-            size = int(rng.integers(1, 4))
-            moves = (rng.random(len(dimensions)) < 0.9).tolist()
-            for index, dimension in enumerate(dimensions):
-                if dimension.role is role and dimension.is_ordinal and moves[index]:
-                    result[index] = _shift(dimension, result[index], direction * size)
-            return result
-    if move == 3:
-        index = int(rng.integers(len(dimensions)))
-        result[index] = dimensions[index].sample(rng)
-        return result
-    candidates = [i for i, d in enumerate(dimensions) if move != 2 or d.role in _LATE] or list(range(len(dimensions)))
-    count = min(len(candidates), 1 + int(rng.geometric(0.5)))
-    for index in rng.choice(candidates, size=count, replace=False):
-        result[index] = _step(rng, dimensions[index], result[index])
-    return result
 
+    def __init__(self, dimensions: Sequence[Dimension], by_role: bool = True) -> None:
+        self._by_role = by_role
+        # A stepped dimension in logarithm has no even levels: it moves as a continuous one does.
+        counts = [0 if d.log else d.count or 0 for d in dimensions]
+        self._last = np.array(counts) - 1
+        self._step = np.where(self._last > 0, 1 / np.maximum(self._last, 1), _CONTINUOUS_STEP)
+        self._ordinal = np.array([d.is_ordinal for d in dimensions])
+        names = [d.role.value for d in dimensions]
+        self._roles = np.unique(names, return_inverse=True)[1]
+        self._shiftable = np.unique(self._roles[self._ordinal])
+        self._late = np.array([d.role in _LATE for d in dimensions])
 
-def _step(rng: np.random.Generator, dimension: Dimension, value: Any) -> Any:
-    """A neighbouring value; of an unordered dimension any other."""
-    if not dimension.is_ordinal:
-        others = [c for c in dimension.categories if c != value]
-        return others[int(rng.integers(len(others)))] if others else value
-    direction = 1 if rng.random() < 0.5 else -1
-    return _shift(dimension, value, direction * int(rng.geometric(0.5)))
+    def crossover(self, rng: np.random.Generator, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Each value from one of two parents, one of them preferred.
 
+        Args:
+            rng: Source of randomness.
+            one: Encoded configs, shape `(n, dimensions)`.
+            other: As many others.
+        """
+        from_one = rng.random(one.shape) < rng.uniform(0.2, 0.8, (len(one), 1))
+        return np.where(from_one, one, other)
 
-def _shift(dimension: Dimension, value: Any, steps: int) -> Any:
-    """The value some levels further, reflected at the ends."""
-    levels = len(dimension.categories) if dimension.kind == "categorical" else None
-    if levels is None and dimension.step is not None and not dimension.log:
-        levels = round((dimension.upper - dimension.lower) / dimension.step) + 1
-    size = 1 / max(1, levels - 1) if levels is not None else _CONTINUOUS_STEP
-    unit = dimension.to_unit(value) + steps * size
-    if unit < 0 or unit > 1:
-        unit = dimension.to_unit(value) - steps * size
-    return dimension.from_unit(unit)
+    def mutate(self, rng: np.random.Generator, encoded: np.ndarray) -> np.ndarray:
+        """A neighbour of each config.
+
+        One of four moves: a few dimensions take a small step; all dimensions of one role shift
+        together; only dimensions of late stages (bits, distillation, training) move, so that the
+        earlier stages are shared with the parent; one dimension is drawn anew.
+
+        Args:
+            rng: Source of randomness.
+            encoded: Encoded configs, shape `(n, dimensions)`.
+        """
+        n, dimensions = encoded.shape
+        chances = [0.45, 0.25, 0.15, 0.15] if self._by_role and len(self._shiftable) else [0.75, 0.0, 0.0, 0.25]
+        move = rng.choice(4, size=(n, 1), p=chances)
+        if not self._late.any():
+            move[move == _LATE_ONLY] = _FEW
+        order = rng.random((n, dimensions))
+        order[(move == _LATE_ONLY) & ~self._late] = 2.0
+        place = order.argsort(axis=1).argsort(axis=1)
+        count = np.where(move == _ANEW, 1, 1 + rng.geometric(0.5, (n, 1)))
+        chosen = (place < count) & (order < 1)
+        sign = np.where(rng.random((n, dimensions)) < 0.5, 1, -1)
+        steps = sign * rng.geometric(0.5, (n, dimensions))
+        if self._by_role and len(self._shiftable):
+            role = self._shiftable[rng.integers(len(self._shiftable), size=(n, 1))]
+            together = sign[:, :1] * rng.integers(1, 4, (n, 1))
+            steps = np.where(move == _ROLE, together, steps)
+            members = (self._roles == role) & self._ordinal & (rng.random((n, dimensions)) < 0.9)
+            chosen = np.where(move == _ROLE, members, chosen)
+        anew = rng.random((n, dimensions))
+        moved = np.where(self._ordinal, self._shifted(encoded, steps), self._another(encoded, anew))
+        moved = np.where(move == _ANEW, anew, moved)
+        return self._snapped(np.where(chosen, moved, encoded))
+
+    def _shifted(self, encoded: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Some levels further, reflected at the ends."""
+        delta = steps * self._step
+        beyond = (encoded + delta < -1e-9) | (encoded + delta > 1 + 1e-9)
+        return np.clip(encoded + np.where(beyond, -delta, delta), 0, 1)
+
+    def _another(self, encoded: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Any other value of an unordered dimension."""
+        last = np.maximum(self._last, 1)
+        offset = 1 + np.floor(drawn * last)
+        return np.mod(np.rint(encoded * last) + offset, last + 1) / last
+
+    def _snapped(self, encoded: np.ndarray) -> np.ndarray:
+        last = np.maximum(self._last, 1)
+        levels = np.where(self._last == 0, 0.0, np.rint(encoded * last) / last)
+        return np.where(self._last < 0, encoded, levels)

@@ -16,6 +16,7 @@ from ray_nascomp.observation_log import Record, snapshot_statuses, take_records
 from ray_nascomp.observations import Observation
 from ray_nascomp.searchers.recovery import plan_recovery
 from ray_nascomp.searchers.state import read_state, write_state
+from ray_nascomp.searchers.table import ObservationTable
 from ray_nascomp.space import Space
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class SavedSearcher(Searcher):
     rng: np.random.Generator
     observations: list[Observation]
     _space: Space | None
-    _rows: list[tuple[np.ndarray, np.ndarray, float]]
+    _table: ObservationTable | None
     _keys: set[str]
     _pending: dict[str, dict[str, Any]]
     _reports: dict[str, dict[int, dict[str, Any]]]
@@ -53,8 +54,12 @@ class SavedSearcher(Searcher):
         """What is suggested if nothing is lost."""
 
     @abstractmethod
-    def _row(self, observation: Observation) -> tuple[np.ndarray, np.ndarray, float]:
-        """An observation's encoded config, losses and violation."""
+    def _empty_table(self) -> ObservationTable:
+        """A table without rows for the space."""
+
+    @abstractmethod
+    def _add_row(self, observation: Observation) -> None:
+        """Puts an observation into the table."""
 
     def save(self, checkpoint_path: str) -> None:
         """Writes the whole state as lines of JSON."""
@@ -143,7 +148,9 @@ class SavedSearcher(Searcher):
         if self._space is not None:
             configs = [*(o.config for o in self.observations), *self._pending.values()]
             self._keys = {self.key(config) for config in configs}
-            self._rows = [self._row(observation) for observation in self.observations]
+            self._table = self._empty_table()
+            for observation in self.observations:
+                self._add_row(observation)
 
     def _recover(self, records: Sequence[Record], statuses: Mapping[str, str]) -> None:
         plan = plan_recovery(records, statuses, self.observations, self._pending)

@@ -176,6 +176,13 @@ class Dimension:
         count = round((self.upper - self.lower) / self.step) + 1
         return tuple(self._cast(self.lower + i * self.step) for i in range(count))
 
+    @property
+    def count(self) -> int | None:
+        """Number of values, or None for a continuous dimension."""
+        if self.kind == "categorical":
+            return len(self.categories)
+        return None if self.step is None else round((self.upper - self.lower) / self.step) + 1
+
     @cached_property
     def is_ordinal(self) -> bool:
         """Whether neighbouring values are alike: numeric kinds, and categoricals of ascending numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,8 @@ from ray.tune.search.sample import Domain
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.space.dimensions import Dimension
+
+_MOST_LEVELS = 4096
 
 
 class Space:
@@ -46,6 +49,14 @@ class Space:
         # Values of stepped and categorical dimensions recur in every config: their places are looked up.
         self._places: tuple[dict[Any, float] | None, ...] = tuple({} if _recurs(d) else None for d in self.dimensions)
         self._is_conditional = any(dimension.condition is not None for dimension in self.dimensions)
+        self._levels = tuple(d.levels if _has_few_levels(d) else None for d in self.dimensions)
+        # Neighbours in a nested dict are read together.
+        grouped = itertools.groupby(self.dimensions, key=lambda dimension: dimension.path[:-1])
+        self._branches = tuple((path, tuple(d.path[-1] for d in members)) for path, members in grouped)
+        self._plain = all(d.is_ordinal or len(d.categories) < 3 for d in self.dimensions)
+        self._tree: dict[str, Any] = {}
+        for index, path in enumerate([*self._by_path, *(path for path, _ in self._constants)]):
+            _put(self._tree, path, index)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; constants that JSON cannot hold are left out."""
@@ -75,11 +86,9 @@ class Space:
 
     def to_config(self, values: Sequence[Any]) -> dict[str, Any]:
         """The canonical nested config of one value a dimension, constants included."""
-        config: dict[str, Any] = {}
-        for path, constant in self._constants:
-            _put(config, path, constant)
-        for dimension, value in zip(self.dimensions, values, strict=True):
-            _put(config, dimension.path, value)
+        if len(values) != len(self.dimensions):
+            raise ValueError(f"{len(values)} values were given for {len(self.dimensions)} dimensions")
+        config = _grown(self._tree, [*values, *(constant for _, constant in self._constants)])
         if self._is_conditional:
             for dimension, active in zip(self.dimensions, self.active(config), strict=True):
                 if not active:
@@ -92,7 +101,14 @@ class Space:
         Raises:
             ConfigError: If a key is missing.
         """
-        return [_get(config, dimension.path) for dimension in self.dimensions]
+        values: list[Any] = []
+        for path, keys in self._branches:
+            branch = _get(config, path)
+            try:
+                values.extend([branch[key] for key in keys])
+            except (KeyError, TypeError):
+                values.extend([_get(config, (*path, key)) for key in keys])
+        return values
 
     def canonical(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with every key, constants as they are and inactive dimensions at their canonical value.
@@ -117,6 +133,8 @@ class Space:
 
     def features(self, encoded: np.ndarray) -> np.ndarray:
         """Encoded configs `(n, dimensions)` for models: unordered categoricals of three values or more one-hot."""
+        if self._plain:
+            return encoded
         columns = []
         for column, dimension in zip(encoded.T, self.dimensions, strict=True):
             count = len(dimension.categories)
@@ -128,7 +146,18 @@ class Space:
 
     def decode(self, row: Sequence[float]) -> dict[str, Any]:
         """The canonical config nearest to a point of the unit cube, shape `(dimensions,)`."""
-        return self.to_config([d.from_unit(float(unit)) for d, unit in zip(self.dimensions, row, strict=True)])
+        return self.decode_many(np.asarray(row, dtype=float)[None])[0]
+
+    def decode_many(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        """The canonical configs nearest to points of the unit cube, shape `(configs, dimensions)`."""
+        columns = []
+        for column, dimension, levels in zip(rows.T, self.dimensions, self._levels, strict=True):
+            if levels is None:
+                columns.append([dimension.from_unit(unit) for unit in column.tolist()])
+            else:
+                places = np.rint(np.clip(column, 0, 1) * (len(levels) - 1)).astype(int).tolist()
+                columns.append([levels[place] for place in places])
+        return [self.to_config([column[row] for column in columns]) for row in range(len(rows))]
 
     def key(self, config: Mapping[str, Any]) -> str:
         """A text that two configs share exactly where they mean the same."""
@@ -174,6 +203,10 @@ def _recurs(dimension: Dimension) -> bool:
     return all(isinstance(category, (str, int, float)) for category in dimension.categories)
 
 
+def _has_few_levels(dimension: Dimension) -> bool:
+    return dimension.count is not None and dimension.count <= _MOST_LEVELS and not dimension.log
+
+
 def _is_json(value: Any) -> bool:
     try:
         json.dumps(value)
@@ -190,6 +223,11 @@ def _get(config: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     except (KeyError, TypeError):
         raise ConfigError(f"{'/'.join(path)}: missing from the config") from None
     return node
+
+
+def _grown(tree: dict[str, Any], values: Sequence[Any]) -> dict[str, Any]:
+    """The tree with values in place of their indices."""
+    return {key: _grown(node, values) if isinstance(node, dict) else values[node] for key, node in tree.items()}
 
 
 def _put(config: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

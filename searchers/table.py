@@ -1,0 +1,73 @@
+"""Observations as arrays that grow, so that a long search does not build them anew for each trial."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_COMPLETED, _FINAL, _FIDELITY, _VIOLATION = range(4)
+
+
+class ObservationTable:
+    """Encoded configs, metrics and losses, one row an observation.
+
+    Args:
+        dimensions: Length of an encoded config.
+        metrics: Number of the goal's metrics.
+        objectives: Number of its objectives.
+    """
+
+    def __init__(self, dimensions: int, metrics: int, objectives: int) -> None:
+        self._ends = np.cumsum([dimensions, metrics, objectives]).tolist()
+        self._rows = np.empty((64, self._ends[-1] + 4))
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(
+        self,
+        encoded: np.ndarray,
+        metrics: np.ndarray,
+        losses: np.ndarray,
+        violation: float,
+        fidelity: int,
+        completed: bool,
+        final: bool,
+    ) -> None:
+        """Adds an observation; `final` is what its last report says of itself."""
+        if self._length == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        rest = (float(completed), float(final), float(fidelity), violation)
+        self._rows[self._length] = np.concatenate([encoded, metrics, losses, rest])
+        self._length += 1
+
+    @property
+    def encoded(self) -> np.ndarray:
+        """Encoded configs, shape `(n, dimensions)`."""
+        return self._rows[: self._length, : self._ends[0]]
+
+    @property
+    def metrics(self) -> np.ndarray:
+        """The goal's metrics, NaN where one is missing, shape `(n, metrics)`."""
+        return self._rows[: self._length, self._ends[0] : self._ends[1]]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Losses, shape `(n, objectives)`."""
+        return self._rows[: self._length, self._ends[1] : self._ends[2]]
+
+    @property
+    def violations(self) -> np.ndarray:
+        """Violations, shape `(n,)`."""
+        return self._flag(_VIOLATION)
+
+    @property
+    def final(self) -> np.ndarray:
+        """Positions of completed observations that say they are final, or are as long as the longest."""
+        completed = self._flag(_COMPLETED) > 0
+        fidelity = self._flag(_FIDELITY)
+        longest = fidelity[completed].max(initial=0)
+        return np.flatnonzero(completed & ((self._flag(_FINAL) > 0) | (fidelity >= longest)))
+
+    def _flag(self, index: int) -> np.ndarray:
+        return self._rows[: self._length, self._ends[2] + index]
