@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray_nascomp.architecture.supernet import train_supernet
     from ray_nascomp.builders import compression_space
     from ray_nascomp.compression.sensitivity import measure_sensitivity
     from ray_nascomp.costs import CostModel
@@ -61,6 +62,7 @@ _EXPORTS = {
     "restore": "restoring",
     "sparsity": "space",
     "time_limited": "time_limit",
+    "train_supernet": "architecture.supernet",
     "when": "space",
 }
 
@@ -93,6 +95,7 @@ __all__ = [
     "restore",
     "sparsity",
     "time_limited",
+    "train_supernet",
     "when",
 ]
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import tune
-from torch import Tensor, nn
+from torch import nn
 
 from ray_nascomp.architecture.blocks import Block, drop_blocks, find_blocks
 from ray_nascomp.architecture.importance import by_magnitude, by_taylor
@@ -32,18 +32,17 @@ class ElasticTransformer:
     Args:
         model: The whole model.
         blocks: Its blocks.
-        importance: Name of an attention or of a feed-forward's last layer -> one value a head or neuron.
+        ranking: Name of an attention or of a feed-forward's last layer -> its heads or neurons, the most
+            important first.
     """
 
     inherits = True
     """Sub-networks come with their weights."""
 
-    def __init__(self, model: nn.Module, blocks: tuple[Block, ...], importance: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, blocks: tuple[Block, ...], ranking: Mapping[str, list[int]]) -> None:
         self.model = model
         self.blocks = blocks
-        self._ranking = {
-            name: values.argsort(descending=True, stable=True).tolist() for name, values in importance.items()
-        }
+        self.ranking = dict(ranking)
 
     def __call__(self, architecture: Mapping[str, Any]) -> nn.Module:
         """The sub-network of an architecture; with everything kept it equals the model."""
@@ -57,14 +56,23 @@ class ElasticTransformer:
             for key, attention in zip(HEAD_KEYS, block.attentions, strict=False):
                 kept = values.get(key, attention.units)
                 if kept < attention.units:
-                    remove_heads(network, attentions[attention.name], self._ranking[attention.name][kept:])
+                    remove_heads(network, attentions[attention.name], self.ranking[attention.name][kept:])
             if (feed_forward := block.feed_forward) is not None:
                 width = values.get("width", feed_forward.width)
                 if width < feed_forward.width:
-                    feed_forward.keep(network, sorted(self._ranking[feed_forward.contract][:width]))
+                    feed_forward.keep(network, sorted(self.ranking[feed_forward.contract][:width]))
         if dropped:
             drop_blocks(network, dropped)
         return network
+
+    def with_model(self, model: nn.Module, ranking: Mapping[str, list[int]] | None = None) -> ElasticTransformer:
+        """The same sub-networks with other weights.
+
+        Args:
+            model: A model of the same structure.
+            ranking: Another order of heads and neurons.
+        """
+        return ElasticTransformer(model, self.blocks, self.ranking if ranking is None else ranking)
 
     def specs(self, whole: ModelSpec) -> ElasticSpecs:
         """What tells the structure of sub-networks without building them.
@@ -135,4 +143,5 @@ def elastic_transformer(
             architecture[block.name] = dimensions
     if not architecture:
         raise ConfigError("heads, widths, depth: nothing is left to search")
-    return ElasticTransformer(model, blocks, importance), architecture
+    ranking = {name: values.argsort(descending=True, stable=True).tolist() for name, values in importance.items()}
+    return ElasticTransformer(model, blocks, ranking), architecture

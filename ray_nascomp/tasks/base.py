@@ -23,6 +23,8 @@ from ray_nascomp.tasks.calling import call, device_of, map_tensors
 from ray_nascomp.tasks.data import Batch, Data
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ray_nascomp.compression.resolve import Resolver
 
 Metric = Callable[[Tensor, Tensor], float]
@@ -299,6 +301,23 @@ class Task:
         registry.install(state.pop("registered"))
         self.__dict__.update(state)
         _alive.setdefault(self.fingerprint, self)
+
+    def with_changes(self, **changes: Any) -> Self:
+        """A task like this one but for some attributes.
+
+        Args:
+            **changes: Attributes by name: `model`, `build`, `architecture`, `original`.
+        """
+        task = copy.copy(self)
+        task.test_data = self.test_data  # Left behind where a task travels to workers.
+        for name in list(task.__dict__):
+            if isinstance(getattr(type(task), name, None), cached_property):
+                del task.__dict__[name]
+        for name, value in changes.items():
+            setattr(task, name, value)
+        task._read_architecture()
+        task._register()
+        return task
 
     def architecture_key(self, architecture: Mapping[str, Any]) -> str:
         """A text that equal architectures share, inactive dimensions left out."""

@@ -7,7 +7,6 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,7 +190,7 @@ class HuggingFaceTask(Task):
         # Trainer leaves things in a model that do not travel to workers (seen with Wav2Vec2).
         trained = copy.deepcopy(self.model)
         trained.load_state_dict(model.cpu().state_dict())
-        return self._with(model=trained.eval())
+        return self.with_changes(model=trained.eval())
 
     def elastic(self, **options: Any) -> HuggingFaceTask:
         """The task with depth, heads and widths of its transformer to search.
@@ -208,7 +207,7 @@ class HuggingFaceTask(Task):
         from ray_nascomp.architecture import elastic_transformer
 
         build, architecture = elastic_transformer(self.model, task=self, **options)
-        return self._with(build=build, architecture=architecture)
+        return self.with_changes(build=build, architecture=architecture)
 
     def save_pretrained(
         self, network: nn.Module, folder: str | Path, metrics: Mapping[str, float] | None = None
@@ -243,18 +242,6 @@ class HuggingFaceTask(Task):
         }
         write_card(target, fields, metrics or {}, is_plain)
         return target
-
-    def _with(self, **changes: Any) -> HuggingFaceTask:
-        task = copy.copy(self)
-        task.test_data = self.test_data  # Left behind where a task travels to workers.
-        for name in list(task.__dict__):
-            if isinstance(getattr(type(task), name, None), cached_property):
-                del task.__dict__[name]
-        for name, value in changes.items():
-            setattr(task, name, value)
-        task._read_architecture()
-        task._register()
-        return task
 
     def _processor(self, model: Any) -> Any:
         """The processor; loaded when the first split needs it."""

@@ -49,10 +49,10 @@ def test_removed_parts_equal_masked_ones(family: str) -> None:
     for block in build.blocks:
         values = config[block.name]
         for key, attention in zip(("heads", "cross_heads"), block.attentions, strict=False):
-            removed = build._ranking[attention.name][values.get(key, attention.units) :]
+            removed = build.ranking[attention.name][values.get(key, attention.units) :]
             for name, columns in attention.columns(removed).items():
                 weight_of(masked, name)[:, columns] = 0
-        removed = build._ranking[block.feed_forward.contract][values["width"] :]
+        removed = build.ranking[block.feed_forward.contract][values["width"] :]
         weight_of(masked, block.feed_forward.contract)[:, removed] = 0
     expected = logits(masked, inputs)
     assert (expected - logits(model, inputs)).abs().max() > 1e-2
