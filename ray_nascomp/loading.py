@@ -37,8 +37,9 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     from safetensors.torch import load_file
 
     from ray_nascomp.pipeline.candidate import rebuild_candidate
-    from ray_nascomp.pipeline.checkpoint import WEIGHTS_FILE, nested, read_manifest, with_prefix
+    from ray_nascomp.pipeline.checkpoint import WEIGHTS_FILE, nested, read_manifest
     from ray_nascomp.pipeline.prepare import rebuild_prepared
+    from ray_nascomp.pipeline.snapshot import with_prefix
     from ray_nascomp.plan import CompressionPlan
     from ray_nascomp.tasks.base import Task
 

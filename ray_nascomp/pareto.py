@@ -64,3 +64,24 @@ def knee_index(losses: np.ndarray) -> int:
     low, high = losses.min(axis=0), losses.max(axis=0)
     unit = (losses - low) / np.where(high > low, high - low, 1.0)
     return int(np.argmin(np.linalg.norm(unit, axis=1)))
+
+
+def crowding(losses: np.ndarray) -> np.ndarray:
+    """Crowding distance of the points of a front (Deb et al. 2002, NSGA-II): how far each is from its neighbours.
+
+    Args:
+        losses: Shape `(n, m)`.
+
+    Returns:
+        Shape `(n,)`: sums over the objectives, infinite at the ends of each; 0 where there is a NaN.
+    """
+    distance = np.zeros(len(losses))
+    if len(losses) == 0 or np.isnan(losses).any():
+        return distance
+    for column in losses.T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]]
+        distance[order[[0, -1]]] = np.inf
+        if span > 0:
+            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return distance

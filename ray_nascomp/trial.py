@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.fs
 from ray import tune
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal
+from ray_nascomp.plan import CONTINUE_FROM
 from ray_nascomp.recorded import recorded
 from ray_nascomp.tasks.base import Task
 from ray_nascomp.time_limit import time_limited
 
 if TYPE_CHECKING:
     from ray_nascomp.deployment.elsewhere import Timer
+    from ray_nascomp.pipeline.stage_cache import StageCache
 
 _FINISHED = {"__duplicate__": True, "done": True}
 
@@ -27,6 +32,7 @@ def compression_trainable(
     epochs: int = 8,
     time_limit_s: float | None = None,
     latency_resources: Mapping[str, float] | None = None,
+    cache: str | Path | StageCache | None = None,
 ) -> type[tune.Trainable]:
     """A Tune trainable that carries out configs of `compression_space(task)` on a task.
 
@@ -44,6 +50,8 @@ def compression_trainable(
         time_limit_s: Seconds after which a trial counts as hanging and fails; see `time_limited`.
         latency_resources: Custom resources of the nodes on which latency is measured, such as
             `{"edge": 1}`; a measurement takes them while it runs. The trial's own node if absent.
+        cache: Folder or URI of a stage cache, from which trials take what others have carried out
+            already; a `StageCache` for one of another size than 10 GB. None keeps no stages.
 
     Raises:
         ConfigError: If `epochs` is negative, or the goal looks at a metric that is not reported.
@@ -52,6 +60,8 @@ def compression_trainable(
     from ray_nascomp.costs import CostModel
     from ray_nascomp.deployment.elsewhere import timer_elsewhere
     from ray_nascomp.pipeline.report import reported_metrics
+    from ray_nascomp.pipeline.reuse import origin_of
+    from ray_nascomp.pipeline.stage_cache import StageCache
     from ray_nascomp.tasks.transport import pack
 
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
@@ -63,19 +73,28 @@ def compression_trainable(
                 f"objective {objective.metric!r}: mode {objective.mode!r} was given, the task says {task.mode!r}"
             )
     packed = pack((task, CostModel(task)))
+    stages = None
+    if cache is not None:
+        stages = (cache if isinstance(cache, StageCache) else StageCache(cache)), origin_of(task)
     identity = {"task": task.fingerprint, "goal": goal.to_json(), "epochs": epochs}
     trainable = recorded(CompressionTrial, identity)
     if time_limit_s is not None:
         trainable = time_limited(trainable, time_limit_s)
     timer = timer_elsewhere(latency_resources) if latency_resources is not None else None
-    return tune.with_parameters(trainable, packed=packed, goal=goal, epochs=epochs, timer=timer)
+    return tune.with_parameters(trainable, packed=packed, goal=goal, epochs=epochs, timer=timer, stages=stages)
 
 
 class CompressionTrial(tune.Trainable):
     """One trial: see `compression_trainable`, which makes it."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], packed: Any, goal: Goal, epochs: int, timer: Timer | None
+        self,
+        config: dict[str, Any],
+        packed: Any,
+        goal: Goal,
+        epochs: int,
+        timer: Timer | None,
+        stages: tuple[StageCache, str] | None,
     ) -> None:
         """Unpacks the task, once in a worker's life, and checks the config."""
         import torch
@@ -92,6 +111,7 @@ class CompressionTrial(tune.Trainable):
             self._task.model.to("cuda")
         self._goal = goal
         self._epochs = epochs
+        self._stages = stages
         self._start(config)
 
     def _has_gpu(self) -> bool:
@@ -116,11 +136,27 @@ class CompressionTrial(tune.Trainable):
         self._run.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
-        """Goes on where a saved run was; the config stays the trial's own."""
+        """Goes on where a saved run was; the config stays the trial's own.
+
+        Where a scheduler has changed the config to one that continues from another trial, that
+        one's checkpoint is gone on from.
+        """
+        from ray_nascomp.pipeline.checkpoint import read_manifest
+
         self._start(self.config)
-        self._run.restore(Path(checkpoint))
+        folder, source = Path(checkpoint), self.config.get(CONTINUE_FROM)
+        if source is None or read_manifest(folder)["config"] == json.loads(json.dumps(self.config, default=str)):
+            self._run.restore(folder)
+            return
+        storage = self._storage
+        with tempfile.TemporaryDirectory() as fetched:
+            path = f"{storage.experiment_fs_path}/{source}"
+            pyarrow.fs.copy_files(path, fetched, source_filesystem=storage.storage_filesystem)
+            self._run.continue_from(fetched)
 
     def _start(self, config: dict[str, Any]) -> None:
         from ray_nascomp.pipeline import CompressionRun
+        from ray_nascomp.pipeline.reuse import Reuse
 
-        self._run = CompressionRun(self._task, config, self._epochs, self._goal, self._costs)
+        reuse = Reuse(*self._stages) if self._stages is not None else None
+        self._run = CompressionRun(self._task, config, self._epochs, self._goal, self._costs, reuse)

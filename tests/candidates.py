@@ -12,4 +12,4 @@ from ray_nascomp.pipeline.candidate import Candidate, make_candidate
 
 def candidate_of(task: Task, config: Mapping[str, Any]) -> Candidate:
     run = CompressionRun(task, config, epochs=1)
-    return make_candidate(task, run.plan, run.costs, run._trainer)
+    return make_candidate(task, run.plan, run.costs, run.trainer)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -21,11 +21,15 @@ from ray_nascomp.nni_adapter.fused import fused_compression
 from ray_nascomp.nni_adapter.pruning import channels_to_remove, weight_masks
 from ray_nascomp.nni_adapter.scales import Calibration
 from ray_nascomp.nni_adapter.scheduled import scheduled_pruning, scheduled_weight_masks
+from ray_nascomp.pipeline.recipe import Recipe
 from ray_nascomp.pipeline.training import Trainer
 from ray_nascomp.plan import CompressionPlan
 from ray_nascomp.pruners import weight_refusal
 from ray_nascomp.quantizers import bits_for
 from ray_nascomp.tasks.base import Task
+
+if TYPE_CHECKING:
+    from ray_nascomp.pipeline.reuse import Reuse
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Candidate:
         plan: What it is made from.
         network: The network, its removed channels gone.
         spec: The architecture before channels were removed and layers factorised.
-        removed: Group name -> indices of the removed units.
+        removed: Group name -> indices of the removed units, as the original counts them.
         masks: Layer name -> mask of single weights that are zero and stay so.
         factors: Layer name -> names of the layers that it has become.
         is_prepared: Whether the network has been folded and smoothed, for training with simulated
@@ -91,7 +95,9 @@ def train_all(network: nn.Module) -> None:
         parameter.requires_grad_(parameter.is_floating_point())
 
 
-def make_candidate(task: Task, plan: CompressionPlan, costs: CostModel, trainer: Trainer) -> Candidate:
+def make_candidate(
+    task: Task, plan: CompressionPlan, costs: CostModel, trainer: Trainer, reuse: Reuse | None = None
+) -> Candidate:
     """Carries out the stages that change the structure, in the plan's order.
 
     Args:
@@ -99,22 +105,49 @@ def make_candidate(task: Task, plan: CompressionPlan, costs: CostModel, trainer:
         plan: The plan, resolved.
         costs: The task's cost model, which counts what goes.
         trainer: How scheduled pruning trains.
+        reuse: Where stages that others have carried out are found, and these are kept.
 
     Raises:
         InfeasibleError: If the plan cannot be carried out.
     """
-    candidate = Candidate.start(task, plan)
-    _carry_out(
-        candidate,
-        task,
-        prune=lambda: _prune(candidate, task, costs.removed(plan), trainer),
-        low_rank=lambda: _factorise(candidate, task, costs.ranks(plan)),
-    )
+    recipe = Recipe(task, plan, costs, trainer.epochs)
+    known, done = reuse.longest(task, plan, recipe) if reuse is not None else (None, 0)
+    candidate = known or Candidate.start(task, plan)
+    for number, name in enumerate(recipe.stages[done:], start=done + 1):
+        carry_out(candidate, task, name, costs, trainer, recipe.seed(number))
+        if reuse is not None and number < len(recipe.stages):
+            reuse.keep_candidate(recipe.structure(number), task, candidate, costs.ranks(plan))
     return candidate
 
 
+def carry_out(candidate: Candidate, task: Task, stage: str, costs: CostModel, trainer: Trainer, seed: int) -> None:
+    """Carries out one stage that changes the structure.
+
+    Args:
+        candidate: The candidate, which has the stages before it behind it.
+        task: The task.
+        stage: The stage's name.
+        costs: The task's cost model.
+        trainer: How scheduled pruning trains.
+        seed: For whatever is random.
+
+    Raises:
+        InfeasibleError: If it cannot be carried out.
+    """
+    if stage == "prune":
+        _prune(candidate, task, costs.removed(candidate.plan), trainer.seeded(seed), seed)
+    elif stage == "low_rank":
+        _factorise(candidate, task, costs.ranks(candidate.plan))
+    else:
+        _apply(candidate, task, stage, seed)
+
+
 def rebuild_candidate(
-    task: Task, plan: CompressionPlan, removed: dict[str, list[int]], ranks: Mapping[str, int]
+    task: Task,
+    plan: CompressionPlan,
+    removed: dict[str, list[int]],
+    ranks: Mapping[str, int],
+    stages: Sequence[str] | None = None,
 ) -> Candidate:
     """A candidate with the structure that another had; its weights are still to be loaded.
 
@@ -123,42 +156,37 @@ def rebuild_candidate(
         plan: The plan, resolved.
         removed: Group name -> indices of the removed units.
         ranks: Layer name -> rank.
+        stages: The stages that change the structure and that it has behind it; all if absent.
 
     Raises:
         InfeasibleError: If the architecture does not run.
     """
     candidate = Candidate.start(task, plan)
-
-    def prune() -> None:
-        candidate.removed = removed
-        _remove_units(candidate, task)
-
-    def low_rank() -> None:
-        candidate.factors = factorise(candidate.network, ranks) if ranks else {}
-
-    _carry_out(candidate, task, prune, low_rank)
+    for stage in plan.order if stages is None else stages:
+        if stage == "prune":
+            candidate.removed = removed
+            _remove_units(candidate, task, removed)
+        elif stage == "low_rank":
+            candidate.factors = factorise(candidate.network, ranks) if ranks else {}
+        elif stage in plan.stages:
+            _apply(candidate, task, stage, 0)  # The structure follows from the options alone, the weights are replaced.
     return candidate
 
 
-def _carry_out(candidate: Candidate, task: Task, prune: Callable[[], None], low_rank: Callable[[], None]) -> None:
-    """Runs the stages in the plan's order."""
-    ours = {"prune": prune, "low_rank": low_rank}
-    for name in candidate.plan.order:
-        if name in ours:
-            ours[name]()
-        elif name in candidate.plan.stages:
-            stage = registry.registered("stage")[name]()
-            options = candidate.plan.stages[name]
-            candidate.network = stage.apply(candidate.network, task, options, candidate.plan.seed)
-            candidate.spec = stage.specify(candidate.spec, options)
+def _apply(candidate: Candidate, task: Task, name: str, seed: int) -> None:
+    """Carries out a user's own stage."""
+    stage = registry.registered("stage")[name]()
+    options = candidate.plan.stages[name]
+    candidate.network = stage.apply(candidate.network, task, options, seed)
+    candidate.spec = stage.specify(candidate.spec, options)
 
 
-def _remove_units(candidate: Candidate, task: Task) -> None:
-    """Removes the candidate's channels and heads from its network."""
+def _remove_units(candidate: Candidate, task: Task, removed: Mapping[str, list[int]]) -> None:
+    """Removes channels and heads from the candidate's network; indices count what it still has."""
     groups = {group.name: _renamed_group(group, candidate.factors) for group in candidate.spec.groups}
     attentions = {found.name: found for found in find_attentions(candidate.network)}
     channels = {}
-    for name, units in candidate.removed.items():
+    for name, units in removed.items():
         if groups[name].is_heads:
             remove_heads(candidate.network, attentions[name], units)
         else:
@@ -166,24 +194,26 @@ def _remove_units(candidate: Candidate, task: Task) -> None:
     remove_channels(candidate.network, task.example_inputs, channels)
 
 
-def _prune(candidate: Candidate, task: Task, counts: Mapping[str, int], trainer: Trainer) -> None:
+def _prune(candidate: Candidate, task: Task, counts: Mapping[str, int], trainer: Trainer, seed: int) -> None:
     plan, network = candidate.plan, candidate.network
     if plan.prune.is_identity:
         return
     if not plan.prune.removes_units:
-        candidate.masks = _weight_masks(candidate, task, trainer)
+        candidate.masks = _weight_masks(candidate, task, trainer, seed)
         for name, mask in candidate.masks.items():
             weight: Any = network.get_submodule(name).weight
             weight.data.mul_(mask)
         return
+    removed = candidate.removed
+    more = {name: count - len(removed.get(name, ())) for name, count in counts.items()}
     groups = {
-        group.name: (_renamed_group(group, candidate.factors), counts[group.name])
+        group.name: (_remaining_group(group, candidate), more[group.name])
         for group in candidate.spec.prunable_groups
-        if counts.get(group.name)
+        if more.get(group.name)
     }
     if not groups:
         return
-    spec = candidate.spec if not candidate.factors else None
+    spec = candidate.spec if not candidate.factors and not removed else None
     method = plan.prune.method
     if plan.prune.schedule == "fused":
         fold_batch_norm(network, task.example_inputs)
@@ -198,21 +228,39 @@ def _prune(candidate: Candidate, task: Task, counts: Mapping[str, int], trainer:
             quantize_method=plan.quantize.method,
             distill_weight=plan.finetune.distill.weight,
         )
-        candidate.removed, candidate.calibration, candidate.is_prepared = fused.removed, fused.calibration, True
+        chosen, candidate.calibration, candidate.is_prepared = fused.removed, fused.calibration, True
         network.load_state_dict(fused.state)
     elif plan.prune.schedule != "one_shot":
-        candidate.removed, state = scheduled_pruning(
+        chosen, state = scheduled_pruning(
             network, task, method, plan.prune.schedule, groups, **_training(trainer, task), spec=spec
         )
         network.load_state_dict(state)
     elif method in registry.registered("pruner"):
-        candidate.removed = _own_choice(network, task, method, groups, plan.seed)
+        chosen = _own_choice(network, task, method, groups, seed)
     else:
-        candidate.removed = channels_to_remove(network, task, method, groups, plan.seed, spec)
-    _remove_units(candidate, task)
+        chosen = channels_to_remove(network, task, method, groups, seed, spec)
+    _remove_units(candidate, task, chosen)
+    candidate.removed = _merged(candidate, chosen)
 
 
-def _weight_masks(candidate: Candidate, task: Task, trainer: Trainer) -> dict[str, Tensor]:
+def _remaining_group(group: GroupSpec, candidate: Candidate) -> GroupSpec:
+    """The group as the candidate's network has it."""
+    gone = len(candidate.removed.get(group.name, ()))
+    return replace(_renamed_group(group, candidate.factors), width=group.width - gone)
+
+
+def _merged(candidate: Candidate, chosen: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Removed units by their places in the original, when `chosen` counts those that were left."""
+    merged = dict(candidate.removed)
+    for group in candidate.spec.groups:
+        if group.name in chosen:
+            gone = merged.get(group.name, [])
+            left = [unit for unit in range(group.width) if unit not in set(gone)]
+            merged[group.name] = sorted([*gone, *(left[unit] for unit in chosen[group.name])])
+    return merged
+
+
+def _weight_masks(candidate: Candidate, task: Task, trainer: Trainer, seed: int) -> dict[str, Tensor]:
     prune = candidate.plan.prune
     kinds = {layer.name: layer for layer in candidate.spec.layers}
     sparsity: dict[str, float] = {}
@@ -222,7 +270,7 @@ def _weight_masks(candidate: Candidate, task: Task, trainer: Trainer) -> dict[st
             if owner is not None and weight_refusal(prune.method, kinds[layer]) is None:
                 sparsity |= dict.fromkeys(candidate.factors.get(layer, (layer,)), prune.of(owner.name))
     if prune.schedule == "one_shot":
-        return weight_masks(candidate.network, task, sparsity, prune.method, candidate.plan.seed)
+        return weight_masks(candidate.network, task, sparsity, prune.method, seed)
     masks, state = scheduled_weight_masks(
         candidate.network, task, prune.method, prune.schedule, sparsity, **_training(trainer, task)
     )
@@ -262,10 +310,11 @@ def _own_choice(
 
 
 def _factorise(candidate: Candidate, task: Task, ranks: Mapping[str, int]) -> None:
+    ranks = {name: rank for name, rank in ranks.items() if name not in candidate.factors}
     if not ranks:
         return
     covariances = input_covariances(candidate.network, ranks, task.calibration_batches())
-    candidate.factors = factorise(candidate.network, ranks, covariances)
+    candidate.factors |= factorise(candidate.network, ranks, covariances)
     for name in candidate.factors:
         candidate.masks.pop(name, None)
 

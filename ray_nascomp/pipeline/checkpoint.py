@@ -12,18 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ray_nascomp.deployment.runtime import Latency
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.nni_adapter.scales import ActivationScale, Calibration, LayerScales
-from ray_nascomp.pipeline.candidate import Candidate, rebuild_candidate
 from ray_nascomp.pipeline.measure import Artifact
-from ray_nascomp.pipeline.prepare import rebuild_prepared
 from ray_nascomp.pipeline.report import goal_of
+from ray_nascomp.pipeline.snapshot import Snapshot
 from ray_nascomp.plan import CompressionPlan
 from ray_nascomp.tasks.calling import tensors_of
 
@@ -41,19 +38,15 @@ _FORMAT = 1
 def save_run(run: CompressionRun, folder: Path) -> None:
     """Writes the run as it is now."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
+    snapshot = Snapshot({}, {"removed": None, "ranks": {}, "is_prepared": False, "smoothed": {}, "calibration": {}})
     if run.candidate is not None:
-        tensors = {f"network.{name}": value for name, value in run.candidate.network.state_dict().items()}
-        tensors |= {f"mask.{name}": value for name, value in run.candidate.masks.items()}
-        tensors |= {f"scale.{name}": torch.from_numpy(scales.weight) for name, scales in _calibration(run).items()}
-        tensors |= {f"example.{name}": value for name, value in _example_inputs(run.task).items()}
-        tensors |= {f"map.{index:04}": value for index, value in enumerate(run._trainer.maps)}
-        if run.optimizer is not None and not run.is_done:
-            tensors |= _optimizer_tensors(run.optimizer, run.candidate.network)
-    # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    save_file(
-        {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, folder / WEIGHTS_FILE
-    )
+        optimizer = run.optimizer if not run.is_done else None
+        snapshot = Snapshot.of(run.candidate, run.costs.ranks(run.plan), run.trainer, optimizer)
+    examples = {
+        f"example.{name}": value.detach().cpu().clone().contiguous()
+        for name, value in _example_inputs(run.task).items()
+    }
+    save_file(snapshot.tensors | (examples if run.candidate is not None else {}), folder / WEIGHTS_FILE)
     if run.artifact is not None:
         (folder / MODEL_FILE).write_bytes(run.artifact.content)
     first = run._first
@@ -69,13 +62,10 @@ def save_run(run: CompressionRun, folder: Path) -> None:
         "task": run.task.fingerprint,
         "input_names": list(run.task.input_names),
         "transformers": _described_model(run.task),
-        "removed": run.candidate.removed if run.candidate is not None else None,
-        "ranks": run.costs.ranks(run.plan) if run.candidate is not None else {},
-        "is_prepared": run.candidate is not None and run.candidate.is_prepared,
-        "smoothed": run.candidate.smoothed if run.candidate is not None else {},
-        "calibration": {name: _scale_facts(scales) for name, scales in _calibration(run).items()},
+        **snapshot.facts,
         "outputs": sorted(run.outputs),
         "seconds": run.seconds,
+        "continued": run.is_continued,
         "first": _artifact_facts(first) if first is not None else None,
         "layers": _layer_table(run),
         "versions": {name: version(name) for name in ("ray-nascomp", "torch", "nni", "onnxruntime")},
@@ -99,50 +89,46 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_saved(task: Task, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Manifest and tensors of a saved run.
+
+    Raises:
+        ConfigError: If the folder is not a saved run of this task.
+    """
+    manifest = read_manifest(folder)
+    if manifest["task"] != task.fingerprint:
+        raise ConfigError(f"{folder} was made from another task ({manifest['task']} instead of {task.fingerprint})")
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
+    return manifest, tensors
+
+
 def restore_run(run: CompressionRun, folder: Path) -> None:
     """Brings a fresh run to where the saved one was.
 
     Raises:
         ConfigError: If the folder is not a saved run of this task.
     """
-    manifest = read_manifest(folder)
-    if manifest["task"] != run.task.fingerprint:
-        raise ConfigError(f"{folder} was made from another task ({manifest['task']} instead of {run.task.fingerprint})")
+    manifest, tensors = read_saved(run.task, folder)
     run.steps_done = manifest["steps_done"]
     run.metrics = manifest["metrics"]
     run.seconds = manifest["seconds"]
     run.outputs = set(manifest["outputs"])
+    if manifest["continued"]:
+        run.forget_recipe()
     run._infeasible = not run.metrics.get("feasible", True)
-    try:
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
     if manifest["removed"] is not None:
-        run.candidate = _rebuild(run, manifest, tensors)
-        run._trainer.maps = list(with_prefix(tensors, "map.").values())
-        run._trainer.masks = run.candidate.masks
-        optimizer = with_prefix(tensors, "optimizer.")
-        if optimizer:
-            run.optimizer = run._trainer.make_optimizer(run.candidate.network)
-            _load_optimizer(run.optimizer, run.candidate.network, optimizer)
+        snapshot = Snapshot(tensors, manifest)
+        run.candidate = snapshot.candidate(run.task, run.plan)
+        run.trainer.masks = run.candidate.masks
+        run.optimizer = snapshot.optimizer(run.trainer, run.candidate.network)
     facts = manifest["first"]
     if facts is not None and not run.is_done:
         run._first = Artifact(
             (folder / _FIRST_FILE).read_bytes(), facts["value"], facts["error"], Latency(**facts["latency"])
         )
-
-
-def _rebuild(run: CompressionRun, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Candidate:
-    removed = {name: [int(i) for i in indices] for name, indices in manifest["removed"].items()}
-    candidate = rebuild_candidate(run.task, run.plan, removed, manifest["ranks"])
-    if manifest["is_prepared"]:
-        rebuild_prepared(candidate, run.task, manifest["smoothed"])
-    candidate.network.load_state_dict(with_prefix(tensors, "network."))
-    candidate.masks = with_prefix(tensors, "mask.")
-    candidate.calibration = {
-        name: _scales(facts, tensors[f"scale.{name}"]) for name, facts in manifest["calibration"].items()
-    }
-    return candidate
 
 
 def nested(tensors: Mapping[str, Tensor]) -> Any:
@@ -151,29 +137,6 @@ def nested(tensors: Mapping[str, Tensor]) -> Any:
         values = tuple(tensors[name] for name in sorted(tensors, key=int))
         return values[0] if len(values) == 1 else values
     return dict(tensors)
-
-
-def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: pruning may have changed the parameters' order."""
-    return {
-        f"optimizer.{entry}.{name}": torch.as_tensor(value)
-        for name, parameter in network.named_parameters()
-        for entry, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(network.named_parameters())
-    for key, value in tensors.items():
-        entry, name = key.split(".", 1)
-        # AdamW counts its steps on the CPU wherever the weights lie.
-        device = "cpu" if entry == "step" else parameters[name].device
-        optimizer.state[parameters[name]][entry] = value.to(device)
 
 
 def _example_inputs(task: Task) -> dict[str, Tensor]:
@@ -191,23 +154,6 @@ def _described_model(task: Task) -> dict[str, Any] | None:
         return None
     config: Any = task.model.config
     return {"class": kind.__name__, "config": config.to_dict()}
-
-
-def _calibration(run: CompressionRun) -> Calibration:
-    return run.candidate.calibration if run.candidate is not None else {}
-
-
-def _scale_facts(scales: LayerScales) -> dict[str, Any]:
-    return {
-        "input": vars(scales.input) if scales.input is not None else None,
-        "output": vars(scales.output) if scales.output is not None else None,
-        "bits": scales.bits,
-    }
-
-
-def _scales(facts: dict[str, Any], weight: Tensor) -> LayerScales:
-    entry, output = (ActivationScale(**facts[key]) if facts[key] is not None else None for key in ("input", "output"))
-    return LayerScales(weight.numpy(), entry, output, facts["bits"])
 
 
 def _artifact_facts(artifact: Artifact) -> dict[str, Any]:

@@ -95,4 +95,6 @@ def _report(run: CompressionRun, values: dict[str, Any], stage: str, reason: str
         "goal": goal.to_json(),
         "task": run.task.fingerprint,
         **{f"seconds_{name}": run.seconds.get(name, 0.0) for name in STAGES},
+        "cache_hits": run.reuse.hits if run.reuse is not None else 0,
+        "cache_misses": run.reuse.misses if run.reuse is not None else 0,
     }

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from ray_nascomp.goals import Goal
 from ray_nascomp.pipeline import measure
 from ray_nascomp.pipeline.candidate import Candidate, make_candidate
 from ray_nascomp.pipeline.prepare import prepare, prepare_for_training, training_session
+from ray_nascomp.pipeline.recipe import Recipe
 from ray_nascomp.pipeline.report import Measurement, infeasible_metrics, metrics_of
+from ray_nascomp.pipeline.reuse import KeptFile, Reuse
+from ray_nascomp.pipeline.snapshot import Snapshot
 from ray_nascomp.pipeline.training import Trainer
 from ray_nascomp.tasks.base import Task
 
@@ -54,6 +58,7 @@ class CompressionRun:
         epochs: Epochs of fine-tuning, 0 or more.
         goal: What `score` is made from; the task's metric alone if absent.
         costs: The task's cost model, where one is at hand.
+        reuse: The stage cache, where there is one.
 
     Raises:
         ConfigError: If the config is not valid.
@@ -66,6 +71,7 @@ class CompressionRun:
         epochs: int,
         goal: Goal | None = None,
         costs: CostModel | None = None,
+        reuse: Reuse | None = None,
     ) -> None:
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
             raise ConfigError(f"epochs: {epochs!r} was given, a whole number of 0 or more is allowed")
@@ -83,8 +89,28 @@ class CompressionRun:
         self.optimizer: torch.optim.Optimizer | None = None
         self.outputs: set[str] = set()
         self._first: measure.Artifact | None = None
+        self.is_continued = False
         self._infeasible = False
-        self._trainer = Trainer(task, self.plan.finetune, max(1, epochs), self.plan.seed)
+        self._refused: str | None = None
+        self.reuse = reuse
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What the stages are made from.
+
+        Raises:
+            InfeasibleError: If the plan cannot be carried out.
+        """
+        return Recipe(self.task, self.plan, self.costs, max(1, self.epochs))
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """What trains the candidate.
+
+        Raises:
+            InfeasibleError: If the plan cannot be carried out.
+        """
+        return Trainer(self.task, self.plan.finetune, max(1, self.epochs), self.recipe.training_seed)
 
     @property
     def is_done(self) -> bool:
@@ -102,6 +128,8 @@ class CompressionRun:
         if self.is_done:
             raise RuntimeError("the run is done: it has no further step")
         try:
+            if self._refused is not None:
+                raise InfeasibleError(self._refused)
             measurement = self._compress() if self.candidate is None else self._train()
             self.metrics = metrics_of(self, measurement)
         except InfeasibleError as error:
@@ -113,30 +141,36 @@ class CompressionRun:
 
     def _compress(self) -> Measurement:
         with self._clock("prune"):
-            self.candidate = candidate = make_candidate(self.task, self.plan, self.costs, self._trainer)
-            if candidate.is_changed:
-                reestimate_batch_norm(candidate.network, self.task.calibration_batches())
-            self._trainer.masks = candidate.masks
-        simulation, self._first = self._export()
+            self.candidate = self._compressed()
+            self.trainer.masks = self.candidate.masks
+        simulated, self._first = self._export(self.recipe.ready())
         self.artifact = self._first
         if self.epochs == 0:
             return Measurement(self._first.value, "exported", self._first)
-        return Measurement(simulation.value, "compressed", self._first)
+        return Measurement(simulated, "compressed", self._first)
+
+    def _compressed(self) -> Candidate:
+        known = self.reuse.ready(self.task, self.plan, self.recipe) if self.reuse is not None else None
+        if known is not None:
+            return known
+        candidate = make_candidate(self.task, self.plan, self.costs, self.trainer, self.reuse)
+        if candidate.is_changed:
+            reestimate_batch_norm(candidate.network, self.task.calibration_batches())
+            if self.reuse is not None:
+                self.reuse.keep_candidate(self.recipe.ready(), self.task, candidate, self.costs.ranks(self.plan))
+        return candidate
 
     def _train(self) -> Measurement:
         assert self.candidate is not None
         self.artifact = None
         epoch = self.steps_done - 1
-        simulation = None
+        quantized = self._trains_quantized(epoch)
+        text = self.recipe.trained(epoch + 1, quantized)
         with self._clock("finetune"):
-            if self._trains_quantized(epoch):
-                simulation = self._train_quantized(epoch)
-            else:
-                network = self.candidate.network
-                self.optimizer = self.optimizer or self._trainer.make_optimizer(network)
-                self._trainer.epoch(network, self.optimizer, epoch)
+            known = self.reuse.trained(text, self.task) if self.reuse is not None else None
+            simulation = self._take(known) if known is not None else self._train_epoch(epoch, quantized, text)
         if self.steps_done == self.epochs:
-            _, self.artifact = self._export(simulation)
+            _, self.artifact = self._export(text, simulation)
             return Measurement(self.artifact.value, "exported", self.artifact)
         if simulation is None:
             with self._clock("quantize"):
@@ -144,6 +178,36 @@ class CompressionRun:
                 simulation = measure.simulate(prepared, self.task, self.outputs)
         assert self._first is not None
         return Measurement(simulation.value, "finetuned", self._first)
+
+    def _train_epoch(self, epoch: int, quantized: bool, text: str) -> measure.Simulation | None:
+        """An epoch; returns the network under simulated integers where it was trained with them."""
+        assert self.candidate is not None
+        simulation = None
+        if quantized:
+            simulation = self._train_quantized(epoch)
+        else:
+            network = self.candidate.network
+            self.optimizer = self.optimizer or self.trainer.make_optimizer(network)
+            self.trainer.epoch(network, self.optimizer, epoch)
+        if self.reuse is not None:
+            snapshot = Snapshot.of(self.candidate, self.costs.ranks(self.plan), self.trainer, self.optimizer)
+            if simulation is not None:
+                snapshot.tensors["simulated"] = simulation.outputs
+                snapshot.facts["simulated"] = simulation.value
+            self.reuse.keep(text, self.task, snapshot)
+        return simulation
+
+    def _take(self, snapshot: Snapshot) -> measure.Simulation | None:
+        """Takes up the state after an epoch, as `_train_epoch` leaves it."""
+        assert self.candidate is not None
+        snapshot.load_into(self.candidate, self.task)
+        self.trainer.masks = self.candidate.masks
+        self.optimizer = snapshot.optimizer(self.trainer, self.candidate.network)
+        if "simulated" not in snapshot.facts:
+            return None
+        return measure.Simulation(
+            snapshot.facts["simulated"], snapshot.tensors["simulated"], self.candidate.calibration
+        )
 
     def _train_quantized(self, epoch: int) -> measure.Simulation:
         """An epoch of quantization-aware training; the network is prepared for it before the first."""
@@ -153,9 +217,9 @@ class CompressionRun:
             self.candidate,
             self.task,
             self.outputs,
-            lambda model, optimizer, step: self._trainer.epoch(model, optimizer, epoch, step),
-            self._trainer.optimizer_settings,
-            self._trainer.loss,
+            lambda model, optimizer, step: self.trainer.epoch(model, optimizer, epoch, step),
+            self.trainer.optimizer_settings,
+            self.trainer.loss,
         )
         try:
             session.train_epoch()
@@ -165,9 +229,20 @@ class CompressionRun:
         self.candidate.calibration = simulation.calibration
         return simulation
 
-    def _export(self, simulation: measure.Simulation | None = None) -> tuple[measure.Simulation, measure.Artifact]:
-        """The network under simulated integers, and the exported file."""
+    def _export(self, text: str, simulation: measure.Simulation | None = None) -> tuple[float, measure.Artifact]:
+        """The network's metric under simulated integers, and the exported file.
+
+        Args:
+            text: What the network is made from.
+            simulation: The network under simulated integers, where it is known.
+        """
         assert self.candidate is not None
+        text = self.recipe.exported(text)
+        known = self.reuse.file(text, self.task) if self.reuse is not None else None
+        if known is not None:
+            self.outputs = set(known.outputs)
+            with self._clock("measure"):
+                return known.simulated, measure.timed(known.content, known.value, known.error, self.task)
         with self._clock("quantize"):
             prepared = prepare(self.candidate, self.task)
         with self._clock("export"):
@@ -178,7 +253,10 @@ class CompressionRun:
                 simulation = measure.simulate(prepared, self.task, self.outputs)
         with self._clock("measure"):
             artifact = measure.make_artifact(prepared, proto, simulation, self.task)
-        return simulation, artifact
+        if self.reuse is not None:
+            file = KeptFile(artifact.content, artifact.value, artifact.error, simulation.value, frozenset(self.outputs))
+            self.reuse.keep_file(text, self.task, file)
+        return simulation.value, artifact
 
     def _trains_quantized(self, epoch: int) -> bool:
         """Whether an epoch is one of quantization-aware training: the last quarter, at least one."""
@@ -206,6 +284,39 @@ class CompressionRun:
         from ray_nascomp.pipeline.checkpoint import restore_run
 
         restore_run(self, Path(folder))
+
+    def continue_from(self, folder: str | Path) -> None:
+        """Starts from the weights of another config's saved run, whose structure contains this one's.
+
+        Each group lacks no more units there than the plan removes, each rank is no lower, the
+        architecture is the same. What goes further is decided on the other's weights. The run
+        goes on at the step at which the other was saved; bytes and latency are measured anew.
+
+        Args:
+            folder: What `save` has written for a run on the same task.
+
+        Raises:
+            ConfigError: If the folder is no such run, or its structure does not contain this one's.
+            RuntimeError: If this run has taken a step.
+        """
+        from ray_nascomp.pipeline.continuing import continue_run
+
+        if self.steps_done:
+            raise RuntimeError("the run has begun: a fresh one can continue from another")
+        self.forget_recipe()
+        try:
+            with self._clock("prune"):
+                continue_run(self, Path(folder))
+            assert self.candidate is not None
+            self.trainer.masks = self.candidate.masks
+            _, self._first = self._export("")
+        except InfeasibleError as error:
+            self._refused = str(error)
+
+    def forget_recipe(self) -> None:
+        """Leaves the stage cache alone, which knows nothing of weights that come from elsewhere."""
+        self.is_continued = True
+        self.reuse = None
 
 
 def compress_steps(task: Task, config: Mapping[str, Any], epochs: int = 8, goal: Goal | None = None) -> Iterator[Step]:

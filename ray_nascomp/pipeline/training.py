@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,7 @@ class Trainer:
         seed: Order of the batches, dropout.
 
     Attributes:
+        epochs: Length of the whole training.
         masks: Layer name -> mask of its weight; masked weights stay zero.
         maps: What the layer-wise distillation has learned of its own, from epoch to epoch.
     """
@@ -48,7 +50,7 @@ class Trainer:
     def __init__(self, task: Task, stage: FinetuneStage, epochs: int, seed: int) -> None:
         self._task = task
         self._stage = stage
-        self._epochs = epochs
+        self.epochs = epochs
         self._seed = seed
         self.masks: Mapping[str, Tensor] = {}
         self._teacher = _teacher_of(task) if stage.distill.weight else None
@@ -59,6 +61,12 @@ class Trainer:
             torch.optim.AdamW,
             {"lr": stage.lr, "weight_decay": stage.weight_decay},
         )
+
+    def seeded(self, seed: int) -> Trainer:
+        """A trainer like this one, with another seed and nothing learned."""
+        trainer = copy.copy(self)
+        trainer._seed, trainer.masks, trainer.maps = seed, {}, []
+        return trainer
 
     def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """An optimizer over the network's parameters."""
@@ -90,7 +98,7 @@ class Trainer:
             for number, indices in enumerate(batches):
                 if len(indices) == 1 and number > 0:
                     continue  # Batch normalisation cannot train on a single sample.
-                rate = learning_rate(self._stage.lr, (epoch + number / len(batches)) / self._epochs)
+                rate = learning_rate(self._stage.lr, (epoch + number / len(batches)) / self.epochs)
                 optimizers = [optimizer] if maps is None else [optimizer, maps]
                 self._indices = indices
                 for each in optimizers:

@@ -5,7 +5,7 @@ an error; keys outside them pass through untouched.
 """
 
 from ray_nascomp.plan.checks import ALL
-from ray_nascomp.plan.plan import CompressionPlan
+from ray_nascomp.plan.plan import CONTINUE_FROM, CompressionPlan
 from ray_nascomp.plan.stages import (
     DistillStage,
     FinetuneStage,
@@ -19,6 +19,7 @@ from ray_nascomp.plan.stages import (
 
 __all__ = [
     "ALL",
+    "CONTINUE_FROM",
     "CompressionPlan",
     "DistillStage",
     "FinetuneStage",

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _OURS = ("prune", "low_rank")
 
+CONTINUE_FROM = "continue_from"
+"""Key outside of the stages: a checkpoint within the experiment's folder that a trial goes on from."""
+
 
 @dataclass(frozen=True)
 class CompressionPlan:
@@ -66,7 +69,7 @@ class CompressionPlan:
             name: mapping(config.get(name, {}), name)
             for name in ("architecture", "prune", "low_rank", "finetune", "quantize")
         }
-        known = {*sections, "order", *own}
+        known = {*sections, "order", CONTINUE_FROM, *own}
         plan = cls(
             architecture=dict(sections["architecture"]),
             prune=PruneStage.from_section(sections["prune"], spec.prunable_names),

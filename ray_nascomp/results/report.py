@@ -50,6 +50,7 @@ def write_report(results: Results, path: Path) -> Path:
         parallel_width=f"{_AXIS_WIDTH * (1 + len(parallel.layout.xaxis.tickvals))}px",
         importance=_importance(results),
         seconds=_stage_seconds(results),
+        cache_share=_cache_share(results),
         failures=_failures(results),
         css=(assets / "report.css").read_text(encoding="utf-8"),
         script=(assets / "report.js").read_text(encoding="utf-8"),
@@ -144,6 +145,14 @@ def _stage_seconds(results: Results) -> list[tuple[str, float, float]]:
                 totals[name.removeprefix("seconds_")] = totals.get(name.removeprefix("seconds_"), 0.0) + value
     whole = sum(totals.values()) or 1.0
     return [(name, value, value / whole) for name, value in sorted(totals.items(), key=lambda item: -item[1])]
+
+
+def _cache_share(results: Results) -> float | None:
+    """Share of the stages that trials took from the stage cache; None where there was none."""
+    hits, misses = (
+        sum(trial.metrics.get(f"cache_{name}", 0) for trial in results.trials) for name in ("hits", "misses")
+    )
+    return hits / (hits + misses) if hits + misses else None
 
 
 def _failures(results: Results) -> list[dict[str, Any]]:

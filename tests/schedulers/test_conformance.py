@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from ray_nascomp.schedulers import FeasibilityScheduler, ParetoASHAScheduler
+from ray_nascomp.schedulers import CompressionPBTScheduler, FeasibilityScheduler, ParetoASHAScheduler
 from ray_nascomp.testing.schedulers import SchedulerConformance
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -27,6 +28,11 @@ class TestFeasibility(SchedulerConformance):
 class TestFeasibilityOverParetoASHA(SchedulerConformance):
     def make_scheduler(self, goal, max_t):
         return FeasibilityScheduler(goal, max_t, ParetoASHAScheduler(goal, max_t=max_t))
+
+
+class TestCompressionPBT(SchedulerConformance):
+    def make_scheduler(self, goal, max_t):
+        return CompressionPBTScheduler(goal, {"end": tune.uniform(0.5, 1.0), "size": tune.uniform(1.0, 9.0)})
 
 
 class TestTunesOwnFIFO(SchedulerConformance):

@@ -1,0 +1,230 @@
+"""Population-based training over compression: losers go on as smaller networks with winners' weights.
+
+After Jaderberg et al. 2017 (arXiv 1711.09846), in the multi-objective order of Deb et al. 2002
+(NSGA-II): feasible first, non-dominated rank, crowding. What is explored goes one way, to more
+sparsity, fewer bits and lower ranks, so that a winner's network contains what becomes of it, as in
+progressive shrinking (Cai et al. 2020, arXiv 1908.09791).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.utils import flatten_dict
+
+from ray_nascomp.errors import ConfigError
+from ray_nascomp.goals import Goal, as_float
+from ray_nascomp.pareto import crowding, ranks
+from ray_nascomp.plan import CONTINUE_FROM
+from ray_nascomp.schedulers.compression_steps import contains, smaller, with_training
+from ray_nascomp.schedulers.past import past_results
+from ray_nascomp.space import Space
+
+
+@dataclass
+class _Member:
+    """A trial as it was at a milestone."""
+
+    config: Mapping[str, Any]
+    losses: list[float]
+    violation: float
+    checkpoint: str | None = None
+
+
+class CompressionPBTScheduler(FIFOScheduler):
+    """Lets losers go on from winners' weights, as smaller networks.
+
+    Every `interval` reports a trial pauses, which saves it, and is compared with all that have
+    been as far. If it is among the worst quarter, it goes on from the weights of one of the
+    better half: as the network that it is, if the winner's structure contains it; else as the
+    winner's some steps smaller. Trials wait for nobody, and end by themselves. The trainable has
+    to go on from a checkpoint that its config names under "continue_from", as
+    `compression_trainable`'s does. What a searcher has suggested ends for it where the trial
+    takes up another config. After `Tuner.restore` the population is rebuilt from the trials.
+
+    Args:
+        goal: Objectives and constraints. A metric given to `TuneConfig` does not change them.
+        space: The `param_space` of the search.
+        interval: Reports between two comparisons, 1 or more; the first is after so many.
+        seed: Seed of all randomness.
+        time_attr: Reported measure of progress, whole numbers.
+
+    Raises:
+        ConfigError: If an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        space: Mapping[str, Any],
+        interval: int = 2,
+        seed: int = 0,
+        time_attr: str = "training_iteration",
+    ) -> None:
+        super().__init__()
+        if not isinstance(goal, Goal):
+            raise ConfigError(f"goal: {goal!r} was given, a ray_nascomp.Goal is allowed")
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ConfigError(f"interval: {interval!r} was given, a whole number of 1 or more is allowed")
+        self.goal = goal
+        self._space = Space(space)
+        self._interval = interval
+        self._seed = seed
+        self._time_attr = time_attr
+        # Milestone -> trial -> how it was there.
+        self._population: dict[int, dict[str, _Member]] = {}
+        # Trials that have paused at a milestone and have not been judged yet.
+        self._waiting: dict[str, int] = {}
+        self._continued = 0
+
+    @property
+    def metric(self) -> None:
+        """No single metric: the goal has several."""
+        return None
+
+    @property
+    def supports_buffered_results(self) -> bool:
+        """No: a trial has to pause where it is compared."""
+        return False
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Accepts whatever `TuneConfig` says; the goal decides."""
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Takes up what a trial of a restored experiment has reported."""
+        results = past_results(trial)
+        for result in results:
+            self._enter(trial, result)
+        for milestone, path in self._saved(trial).items():
+            if trial.trial_id in self._population.get(milestone, {}):
+                self._population[milestone][trial.trial_id].checkpoint = path
+        if results and getattr(trial, "status", None) == Trial.PAUSED:
+            milestone = self._milestone(results[-1])
+            if milestone is not None:
+                self._waiting[trial.trial_id] = milestone
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Pauses the trial at a milestone."""
+        milestone = self._enter(trial, result)
+        if milestone is None or result.get("final") is True or result.get("feasible") is False:
+            return TrialScheduler.CONTINUE
+        self._waiting[trial.trial_id] = milestone
+        return TrialScheduler.PAUSE
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Judges the trial no more, unless it is tried again and reports."""
+        self._waiting.pop(trial.trial_id, None)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """Judges the trial no more."""
+        self._waiting.pop(trial.trial_id, None)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """A new trial, or the paused one that is least far, judged before it goes on."""
+        trials = tune_controller.get_trials()
+        new = next((trial for trial in trials if trial.status == Trial.PENDING), None)
+        if new is not None:
+            return new
+        paused = [trial for trial in trials if trial.status == Trial.PAUSED]
+        if not paused:
+            return None
+        for trial in paused:
+            waiting = self._waiting.get(trial.trial_id)
+            if waiting is not None:
+                self._population[waiting][trial.trial_id].checkpoint = self._saved(trial).get(waiting)
+        trial = min(paused, key=lambda trial: self._waiting.get(trial.trial_id, 0))
+        milestone = self._waiting.pop(trial.trial_id, None)
+        if milestone is not None:
+            self._judge(tune_controller, trial, milestone)
+        return trial
+
+    def debug_string(self) -> str:
+        """How many trials each milestone has seen, for Tune's status."""
+        seen = ", ".join(f"{milestone}: {len(members)}" for milestone, members in sorted(self._population.items()))
+        return f"CompressionPBT: {self._continued} went on from others' weights; trials seen at each milestone: {seen}"
+
+    def _milestone(self, result: Mapping[str, Any]) -> int | None:
+        time = as_float(result.get(self._time_attr))
+        return int(time) if time > 0 and time % self._interval == 0 else None
+
+    def _enter(self, trial: Trial, result: Mapping[str, Any]) -> int | None:
+        """Enters a report at a milestone; returns the milestone if the trial is new to it."""
+        milestone = self._milestone(result)
+        if milestone is None or trial.trial_id in self._population.get(milestone, {}):
+            return None
+        losses, violation = self.goal.losses(result).tolist(), self.goal.violation(result)
+        member = _Member(self._config_of(trial, result), losses, violation)
+        self._population.setdefault(milestone, {})[trial.trial_id] = member
+        return milestone
+
+    def _config_of(self, trial: Trial, result: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The config of a report: a restored trial may have another by now."""
+        names = [f"config/{dimension.name}" for dimension in self._space.dimensions]
+        if all(name in result for name in names):
+            return self._space.to_config([result[name] for name in names])
+        config: Mapping[str, Any] = trial.config
+        return config
+
+    def _saved(self, trial: Trial) -> dict[int, str]:
+        """Milestone -> where the trial was saved then, within the experiment's folder."""
+        storage, metadata = getattr(trial, "storage", None), getattr(trial, "run_metadata", None)
+        if storage is None or metadata is None:
+            return {}
+        manager, saved = metadata.checkpoint_manager, {}
+        for result in (*manager.best_checkpoint_results, manager.latest_checkpoint_result):
+            milestone = self._milestone(result.metrics) if result is not None else None
+            if milestone is None:
+                continue
+            path = PurePosixPath(result.checkpoint.path)
+            if path.is_relative_to(storage.experiment_fs_path):
+                saved[milestone] = str(path.relative_to(storage.experiment_fs_path))
+        return saved
+
+    def _judge(self, tune_controller: Any, trial: Trial, milestone: int) -> None:
+        """Gives a loser another config, which names the winner's checkpoint."""
+        members = self._population[milestone]
+        order = self._order(list(members.values()))
+        names = list(members)
+        place = [names[position] for position in order].index(trial.trial_id)
+        if place < len(names) - len(names) // 4:
+            return
+        better = [members[names[position]] for position in order[: len(names) // 2]]
+        better = [member for member in better if member.checkpoint is not None and member.violation < np.inf]
+        if not better:
+            return
+        own = members[trial.trial_id].config
+        # The seed follows from the trial: the order in which trials are judged does not matter.
+        rng = np.random.default_rng([self._seed, milestone, zlib.crc32(self._space.key(own).encode())])
+        containing = [member for member in better if contains(self._space, member.config, own)]
+        winner = (containing or better)[int(rng.integers(len(containing or better)))]
+        if containing:
+            config = with_training(rng, self._space, own, winner.config)
+        else:
+            config = smaller(rng, self._space, winner.config)
+        self._end_for_searcher(tune_controller, trial)
+        trial.set_config({**config, CONTINUE_FROM: winner.checkpoint})
+        self._continued += 1
+
+    def _order(self, members: list[_Member]) -> list[int]:
+        """Positions from best to worst."""
+        losses = np.array([member.losses for member in members], dtype=float)
+        rank = ranks(losses, np.array([member.violation for member in members]))
+        distance = np.zeros(len(members))
+        for value in np.unique(rank):
+            rows = np.flatnonzero(rank == value)
+            distance[rows] = crowding(losses[rows])
+        return np.lexsort((-distance, rank)).tolist()  # type: ignore[no-any-return]
+
+    def _end_for_searcher(self, tune_controller: Any, trial: Trial) -> None:
+        """Tells the searcher what became of its own config; what comes now is another's."""
+        search = getattr(tune_controller, "search_alg", None)
+        if search is not None and CONTINUE_FROM not in trial.config:
+            search.on_trial_complete(trial.trial_id, result=flatten_dict(dict(trial.last_result)))
