@@ -190,7 +190,8 @@ class CompressionRun:
             self.optimizer = self.optimizer or self.trainer.make_optimizer(network)
             self.trainer.epoch(network, self.optimizer, epoch)
         if self.reuse is not None:
-            snapshot = Snapshot.of(self.candidate, self.costs.ranks(self.plan), self.trainer, self.optimizer)
+            optimizer = self.optimizer if epoch + 1 < self.epochs else None  # Two thirds of the bytes.
+            snapshot = Snapshot.of(self.candidate, self.costs.ranks(self.plan), self.trainer, optimizer)
             if simulation is not None:
                 snapshot.tensors["simulated"] = simulation.outputs
                 snapshot.facts["simulated"] = simulation.value
