@@ -204,6 +204,24 @@ class GoalSearcher(SavedSearcher):
             metrics = {name: float(values[row]) for name, values in table.items()}
             self._known[key] = None if any(map(math.isnan, metrics.values())) else self._within_bounds(metrics)
 
+    def known_features(self, configs: Sequence[Mapping[str, Any]], scaled_by: int) -> np.ndarray:
+        """All that the cost model knows of configs as inputs of a model, shape `(configs, known)`.
+
+        What is known of a config says much about what is not: a network's size about its accuracy.
+
+        Args:
+            configs: Configs, canonical.
+            scaled_by: Each column is standardised by so many of the first configs, one or more; positive
+                columns, as costs are, in logarithm.
+        """
+        known = [self.known_metrics(config) or {} for config in configs]
+        names = sorted(set().union(*known))
+        table = np.array([[row.get(name, 0.0) for name in names] for row in known]).reshape(len(known), len(names))
+        positive = (table > 0).all(axis=0)
+        table[:, positive] = np.log(table[:, positive])
+        deviation = table[:scaled_by].std(axis=0)
+        return np.asarray((table - table[:scaled_by].mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0))
+
     def final_positions(self) -> list[int]:
         """Positions of the observations whose metrics are final: completed, of the highest fidelity reached.
 

@@ -86,7 +86,9 @@ class EvolutionarySearch(GoalSearcher):
         self._screening = screening
         self._role_aware = role_aware
         self._parents: np.ndarray | None = None
-        self._surrogate: tuple[NeighbourSurrogate, Screen, list[str]] | None = None
+        self._brood = _CHILDREN
+        self._surrogate: NeighbourSurrogate | None = None
+        self._screen: tuple[Screen, list[str]] | None = None
 
     @cached_property
     def variation(self) -> Variation:
@@ -101,22 +103,42 @@ class EvolutionarySearch(GoalSearcher):
         parents = self._population()
         if not self._screening:
             return self._children(parents, 1)[0]
-        children = self._children(parents, _CHILDREN)
+        children = self._children(parents, self._brood)
         self.foresee(children)
         children = [c for c in children if self.is_new(c) and self.known_metrics(c) is not None]
         if not children:
             return self.space.sample(self.rng)
         return self._most_promising(children)
 
+    def predict(self, configs: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What is expected of configs.
+
+        Args:
+            configs: Configs, canonical and affordable.
+            unknown: The goal's metrics that the cost model does not know.
+
+        Returns:
+            Means and standard deviations, each of shape `(configs, unknown)`.
+        """
+        if self._surrogate is None:
+            finals = self.final_positions()
+            targets = self.metric_table(finals)[:, [self.goal.metrics.index(metric) for metric in unknown]]
+            usable = np.flatnonzero(np.isfinite(targets).all(axis=1))[-_LEARNT:]
+            encoded, _, _ = self.table([finals[row] for row in usable])
+            self._surrogate = NeighbourSurrogate(self.space.features(encoded), targets[usable])
+        return self._surrogate.predict(self.space.features(self.space.encode(configs)))
+
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
         """The population and the surrogate have something new to learn."""
         self._parents = None
         self._surrogate = None
+        self._screen = None
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """The population and the surrogate follow from the observations."""
         self._parents = None
         self._surrogate = None
+        self._screen = None
 
     def _population(self) -> np.ndarray:
         """Encoded configs of the population, best first, shape `(parents, dimensions)`."""
@@ -158,8 +180,8 @@ class EvolutionarySearch(GoalSearcher):
 
     def _most_promising(self, children: list[dict[str, Any]]) -> dict[str, Any]:
         """The child with the largest predicted gain in hypervolume, one sample of each prediction."""
-        surrogate, screen, unknown = self._models()
-        mean, deviation = surrogate.predict(self.space.features(self.space.encode(children)))
+        screen, unknown = self._target()
+        mean, deviation = self.predict(children, unknown)
         drawn = mean + deviation * self.rng.standard_normal(mean.shape)
         metrics = [
             {**dict(zip(unknown, row, strict=True)), **(self.known_metrics(child) or {})}
@@ -169,15 +191,12 @@ class EvolutionarySearch(GoalSearcher):
         violations = np.array([self.goal.violation(row) for row in metrics])
         return children[int(np.argmax(screen.gains(losses, violations)))]
 
-    def _models(self) -> tuple[NeighbourSurrogate, Screen, list[str]]:
-        """The surrogate of the metrics that the cost model does not know, the front, and their names."""
-        if self._surrogate is None:
+    def _target(self) -> tuple[Screen, list[str]]:
+        """The front so far, and the metrics that the cost model does not know."""
+        if self._screen is None:
             finals = self.final_positions()
-            encoded, losses, violations = self.table(finals)
+            _, losses, violations = self.table(finals)
             known = self.known_metrics(self.observations[finals[0]].config) or {}
             unknown = [metric for metric in self.goal.metrics if metric not in known]
-            targets = self.metric_table(finals)[:, [self.goal.metrics.index(metric) for metric in unknown]]
-            usable = np.flatnonzero(np.isfinite(targets).all(axis=1))[-_LEARNT:]
-            surrogate = NeighbourSurrogate(self.space.features(encoded[usable]), targets[usable])
-            self._surrogate = surrogate, Screen(losses, violations), unknown
-        return self._surrogate
+            self._screen = Screen(losses, violations), unknown
+        return self._screen
