@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ray_nascomp.factor_shapes import FACTORISABLE_KINDS
+from ray_nascomp.file_layout import FileLayout
+from ray_nascomp.file_model import Cells, FileModel
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.quantizers import EMBEDDING_BITS
 
@@ -18,21 +20,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 _FLOAT_BYTES = 4
-_UNKNOWN_FILE, _UNKNOWN_LAYER = 60, 255
-"""Bytes of a file and of a layer beside the parameters, where no file was measured."""
-_FACTOR = {"conv": 190, "linear": 45, "embedding": 45}
-"""Kind of a layer -> bytes that each further factor adds beside its parameters."""
-_LETTER = 4
-"""Bytes that each letter of a layer's name adds where its weight has integers."""
-_CONVOLUTION = {8: 170, 4: 290, 2: 465, 1: 840}
-_MATRIX = {8: 120, 4: 235, 2: 455, 1: 895}
-_QUANTIZED = {
-    **dict.fromkeys(("conv", "depthwise_conv"), _CONVOLUTION),
-    "linear": _MATRIX,
-    "embedding": {8: 290, 4: 110},
-    "recurrent": {8: 345},
-}
-"""Kind -> bits as they are stored -> bytes that integers add to each layer or factor beside weights and scales."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +30,15 @@ class LayerTable:
         params: Parameters.
         macs: Multiply-accumulates of one sample.
         bitops: Multiply-accumulates times bits of weights and of activations.
-        bytes: Bytes of the parameters in the exported file.
-        overhead: Bytes that its factors and integers take there beside them.
+        bytes: Bytes that it takes in the exported file: parameters, scales, and the nodes that read them.
+        shared: Bytes of what layers share there, shape `(plans,)`.
     """
 
     params: Floats
     macs: Floats
     bitops: Floats
     bytes: Floats
-    overhead: Floats
+    shared: Floats
 
 
 class CostTable:
@@ -59,12 +46,13 @@ class CostTable:
 
     Args:
         spec: The architecture before channels are removed.
-        overhead: Bytes of the architecture's own exported file beside its parameters, where they were
-            measured.
+        layout: The exported file of the task's own model.
+        rest: Bytes of the architecture's own file beside its layers, where they were measured.
     """
 
-    def __init__(self, spec: ModelSpec, overhead: float | None = None) -> None:
+    def __init__(self, spec: ModelSpec, layout: FileLayout, rest: float | None = None) -> None:
         self.spec = spec
+        self._files = FileModel(spec, layout)
         layers = spec.layers
         group_index = {group.name: index for index, group in enumerate(spec.groups)}
         folded = {layer.folds_into for layer in layers}
@@ -81,8 +69,9 @@ class CostTable:
         self._is_embedding = kinds == "embedding"
         self._is_recurrent = kinds == "recurrent"
         self._has_inputs = np.isin(kinds, ("conv", "linear", "embedding", "recurrent"))
-        # A normalisation and a table have what they pass on in their only or second dimension.
-        self._passes_on = one_dimensional
+        # A normalisation and a table have what they pass on in their only or second dimension, a depthwise
+        # convolution of several groups in its first.
+        self._passes_on = one_dimensional | (kinds == "depthwise_conv")
         self._out = np.array([shape[0] if shape else 0 for shape in shapes], float)
         self._in = np.array([shape[1] if len(shape) > 1 else 1 for shape in shapes], float)
         self._kernel = np.array([math.prod(shape[2:]) for shape in shapes], float)
@@ -94,20 +83,13 @@ class CostTable:
         self._in_positions = np.array([layer.in_positions for layer in layers], float)
         self._multiplies = np.where(multiplies, 1.0, 0.0)
         self._is_quantizable = np.array([layer.is_quantizable for layer in layers])
-        self._factor = np.array([_FACTOR.get(layer.kind, 0) for layer in layers], float)
-        self._integers = {
-            stored: np.array(
-                [_QUANTIZED.get(layer.kind, {}).get(stored, 0) + _LETTER * len(layer.name) for layer in layers], float
-            )
-            for stored in _MATRIX
-        }
+        self._matrices = np.isin(kinds, ("conv", "depthwise_conv", "linear", "embedding")).nonzero()[0]
         self._merges = np.array([layer.folds_into is not None for layer in layers])
         self._factorisable = np.array([layer.factorisable and layer.kind in FACTORISABLE_KINDS for layer in layers])
         self._is_tucker = (kinds == "conv") & (self._kernel > 1)
         self._unit_macs = np.array([group.macs_per_unit for group in spec.groups], float)
         self._units = np.array([group.width for group in spec.groups], float)
-        unknown = _UNKNOWN_FILE + _UNKNOWN_LAYER * float(self._is_quantizable.sum())
-        self._overhead = unknown if overhead is None else overhead
+        self._rest = self._files.unknown_rest() if rest is None else rest
 
     def effective_bits(self, bits: Floats) -> Floats:
         """`quantizers.bits_for` of every layer; layers without integers have 32."""
@@ -182,36 +164,58 @@ class CostTable:
             np.where(self._multiplies + self._is_embedding > 0, factor_macs, 0),
             whole * self._positions * self._multiplies,
         )
-        rows = np.where(low, np.where(has_in, ranks, 0) + np.where(has_out, out, 0) + (core > 0) * rank_out, out)
-        rows = np.where(low & self._is_embedding, self._out + inputs, rows)
         quantized = self._is_quantizable & (bits < 32)
-        # Where the layer computes in integers, there is a zero point for each scale.
-        zero_points = np.where((bits == 8) & ~self._is_embedding, rows, 0)
-        packed = weights * _stored(bits) / 8 + rows * _FLOAT_BYTES + zero_points
         # The second factor of an embedding is a linear layer.
         mapped = low & self._is_embedding
-        second = last * (_stored(wanted) - _stored(bits)) / 8 + np.where(wanted == 8, inputs, 0)
-        packed = packed + np.where(mapped, second, 0)
-        recurrent = weights + self._fixed
-        # Of a recurrent layer both the weights for its inputs and those for its state have scales.
-        packed = np.where(self._is_recurrent, recurrent * np.minimum(bits, 8) / 8 + 2 * out * _FLOAT_BYTES, packed)
-        file = np.where(quantized, packed, (weights + self._fixed) * _FLOAT_BYTES)
-        file = np.where(self._merges, 0, file + out * self._file_bias * _FLOAT_BYTES)
-        nodes = np.where(low, 1.0 * has_in + has_out + (core > 0), 1.0)
-        overhead = (nodes - 1) * self._factor
-        for stored, constants in self._integers.items():
-            matrix = np.where(_stored(wanted) == stored, _MATRIX[stored], 0)
-            overhead = overhead + np.where(quantized & mapped, matrix, 0)
-            count = np.where(mapped, 1, nodes)
-            overhead = overhead + count * np.where(quantized & (_stored(bits) == stored), constants, 0)
+        file = np.where(self._merges, 0, (weights + self._fixed + out * self._file_bias) * _FLOAT_BYTES)
+        small = weights + self._fixed + self._files.recurrent()
+        file = np.where(self._is_recurrent & quantized, small, file)
+        sides = np.where(low, rank_out, out), np.where(low, rank_in, inputs)
+        cells = self._cells(low, (has_in, has_out), sides, (out, inputs, ranks), bits, wanted)
+        of_matrices = sum(self._files.layers(cell, low[:, self._matrices]) for cell in cells)
+        file[:, self._matrices] = of_matrices
         bits = np.where(mapped, wanted, bits)
         operations = np.where(quantized, bits * np.where(bits == 8, 8, 32), 32**2)
-        return LayerTable(params, macs, macs * operations, file, overhead)
+        return LayerTable(params, macs, macs * operations, file, self._files.shared(cells))
+
+    def _cells(
+        self,
+        low: NDArray[np.bool_],
+        factors: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+        core: tuple[Floats, Floats],
+        sides: tuple[Floats, Floats, Floats],
+        bits: Floats,
+        wanted: Floats,
+    ) -> list[Cells]:
+        """What stands in the file for convolutions, linear layers and embeddings."""
+        chosen = self._matrices
+        low, has_in, has_out = (
+            low[:, chosen],
+            low[:, chosen] & factors[0][:, chosen],
+            low[:, chosen] & factors[1][:, chosen],
+        )
+        rows, columns = core[0][:, chosen], core[1][:, chosen]
+        bits, wanted = bits[:, chosen], wanted[:, chosen]
+        is_table = self._is_embedding[chosen] & np.ones(low.shape, bool)
+        has_bias = self._file_bias[chosen] > 0
+        is_whole = ~(low & ~self._is_tucker[chosen])
+        cells = [
+            Cells(is_whole, rows, columns, self._kernel[chosen], bits, is_table, has_bias & ~has_out, ~has_in, ~has_out)
+        ]
+        if low.any():
+            out, inputs, ranks = (side[:, chosen] for side in sides)
+            one, no = np.ones(out.shape[1]), np.zeros(out.shape, bool)
+            # An embedding becomes a thinner one, and a linear layer.
+            table_rows = np.where(is_table, self._out[chosen], ranks)
+            cells.append(Cells(has_in, table_rows, np.where(is_table, ranks, inputs), one, bits, is_table, no, ~no, no))
+            last_rows, last_bits = np.where(is_table, inputs, out), np.where(is_table, wanted, bits)
+            cells.append(Cells(has_out, last_rows, ranks, one, last_bits, no, has_bias & ~is_table, no, ~no))
+        return cells
 
     def totals(self, table: LayerTable, removed: Floats) -> dict[str, Floats]:
         """Costs of the whole model, each an array of shape `(plans,)`: params, macs, bitops, size_mb."""
         outside = self.spec.extra_macs + (self._units - removed) @ self._unit_macs
-        file = (table.bytes + table.overhead).sum(1) + self.spec.extra_params * _FLOAT_BYTES + self._overhead
+        file = table.bytes.sum(1) + table.shared + self.spec.extra_params * _FLOAT_BYTES + self._rest
         return {
             "params": table.params.sum(1) + self.spec.extra_params,
             "macs": table.macs.sum(1) + outside,
@@ -220,11 +224,11 @@ class CostTable:
         }
 
     def dense_bytes(self) -> float:
-        """Bytes of the parameters in the architecture's own exported file."""
+        """Bytes that layers and parameters take in the architecture's own exported file."""
         none = np.zeros((1, len(self.spec.layers)))
         removed = np.zeros((1, len(self.spec.groups)))
         table = self.layers(removed, none, self.sides(removed), none + 32)
-        return float(table.bytes.sum()) + self.spec.extra_params * _FLOAT_BYTES
+        return float(table.bytes.sum() + table.shared.sum()) + self.spec.extra_params * _FLOAT_BYTES
 
     def _max_useful_rank(self, out: Floats, inputs: Floats) -> Floats:
         """`factor_shapes.max_useful_rank` of every layer."""
@@ -236,8 +240,3 @@ class CostTable:
         one = np.ceil(kernel * small * large / np.maximum(kernel * small + large, 1) - 1e-9) - 1
         tucker = np.where(one >= small, np.minimum(one, large - 1), np.minimum(both, small - 1))
         return np.maximum(0, np.where(self._is_tucker, tucker, matrix))
-
-
-def _stored(bits: Floats) -> Floats:
-    """Bits that each integer takes in the file: those of 3 bits are stored in 4."""
-    return np.where(bits == 3, 4.0, bits)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import numpy as np
 from ray_nascomp import registry
 from ray_nascomp.cost_table import CostTable
 from ray_nascomp.errors import InfeasibleError, LayerCollapsedError
+from ray_nascomp.file_layout import FileLayout
 from ray_nascomp.model_spec import ModelSpec
-from ray_nascomp.plan import CompressionPlan
+from ray_nascomp.plan import ALL, CompressionPlan
 
 if TYPE_CHECKING:
     from ray_nascomp.tasks.base import Task
@@ -34,7 +36,7 @@ class LayerCost:
         params: Parameters.
         macs: Multiply-accumulates of one sample.
         bits: Bits of the weights.
-        bytes: Bytes of the parameters in the exported file.
+        bytes: Bytes that it takes in the exported file: parameters, scales, and the nodes that read them.
         rank: Rank of its factors; 0 for a layer that is whole.
     """
 
@@ -60,8 +62,10 @@ class CostModel:
     def __init__(self, task: Task) -> None:
         self.spec = task.spec
         self._resolver = task.resolver
-        self._overhead = task.file_bytes - CostTable(self.spec).dense_bytes() if task.file_bytes is not None else None
-        self._tables: dict[str, _Architecture] = {"": _Architecture(self.spec, self.spec, self._overhead)}
+        self._layout = task.file_layout
+        size = self._layout.size
+        self._rest = size - CostTable(self.spec, self._layout).dense_bytes() if size is not None else None
+        self._tables: dict[str, _Architecture] = {"": _Architecture(self.spec, self.spec, self._layout, self._rest)}
         self._builder = _SpecBuilder(task) if task.build is not None else None
         whole = CostModel(task.original) if task.original is not None else self
         self._dense = whole.of_plan(CompressionPlan())
@@ -217,22 +221,23 @@ class CostModel:
                 if name in plan.stages:
                     spec = own[name]().specify(spec, plan.stages[name])
             share = len(spec.layers) / len(self.spec.layers)
-            overhead = self._overhead * share if self._overhead is not None else None
-            self._tables[key] = _Architecture(spec, self.spec, overhead)
+            rest = self._rest * share if self._rest is not None else None
+            self._tables[key] = _Architecture(spec, self.spec, self._layout, rest)
         return key
 
 
 class _Architecture:
     """An architecture's table, and the names that its groups and layers have in configs."""
 
-    def __init__(self, spec: ModelSpec, base: ModelSpec, overhead: float | None) -> None:
+    def __init__(self, spec: ModelSpec, base: ModelSpec, layout: FileLayout, rest: float | None) -> None:
         self.spec = spec
         self._base = base
-        self._overhead = overhead
+        self._layout = layout
+        self._rest = rest
 
     @cached_property
     def table(self) -> CostTable:
-        return CostTable(self.spec, self._overhead)
+        return CostTable(self.spec, self._layout, self._rest)
 
     @cached_property
     def owners(self) -> list[str | None]:
@@ -268,9 +273,9 @@ class _Batch:
         self.table = architecture.table
         self.sparsity, self.removed, self.collapsed = _removed(architecture, plans)
         shape = (len(plans), len(architecture.layer_names))
-        wanted = _values([plan.quantize for plan in plans], architecture.layer_names, 32.0, shape)
+        wanted = _values([plan.quantize.bits for plan in plans], architecture.layer_names, 32.0)
         self.bits = self.table.effective_bits(wanted)
-        share = _values([plan.low_rank for plan in plans], architecture.layer_names, 1.0, shape)
+        share = _values([plan.low_rank.rank for plan in plans], architecture.layer_names, 1.0)
         if (share < 1).any():
             # What is gone when the layers are factorised.
             prune_first = np.array([plan.order.index("prune") < plan.order.index("low_rank") for plan in plans])
@@ -284,11 +289,13 @@ class _Batch:
         self.layers = self.table.layers(self.removed, self.ranks, sides, wanted)
 
 
-def _values(stages: Sequence[Any], names: list[str], identity: float, shape: tuple[int, int]) -> np.ndarray:
-    """`stage.of(name)` for all stages and names."""
-    if all(stage.is_identity for stage in stages):
-        return np.full(shape, identity)
-    return np.array([[*map(stage.of, names)] if not stage.is_identity else [identity] * shape[1] for stage in stages])
+def _values(given: Sequence[Mapping[str, float]], names: Sequence[str | None], identity: float) -> np.ndarray:
+    """Each plan's value of each name, shape `(plans, names)`: its own, that of all others, or the identity."""
+    rows = np.full((len(given), len(names)), identity)
+    for row, values in enumerate(given):
+        if values:
+            rows[row] = [*map(values.get, names, repeat(values.get(ALL, identity)))]
+    return rows
 
 
 def _removed(
@@ -296,13 +303,10 @@ def _removed(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sparsities, numbers of removed units, and where nothing would be left; each of shape `(plans, groups)`."""
     width = architecture.widths
-    sparsity = np.zeros((len(plans), len(width)))
-    multiple = np.ones((len(plans), 1))
-    for row, plan in enumerate(plans):
-        if plan.prune.removes_units and not plan.prune.is_identity:
-            of = plan.prune.of
-            sparsity[row] = [of(name) if name is not None else 0.0 for name in architecture.owners]
-            multiple[row] = plan.prune.round_to
+    given = [plan.prune.sparsity if plan.prune.removes_units else {} for plan in plans]
+    owned = np.array([name is not None for name in architecture.owners], bool)
+    sparsity = np.where(owned, _values(given, architecture.owners, 0.0), 0.0)
+    multiple = np.array([[plan.prune.round_to if values else 1] for plan, values in zip(plans, given, strict=True)])
     count = np.floor(sparsity * width + 0.5 + 1e-9)
     kept = width - count
     step = np.where(architecture.multiples_matter & (width > multiple), multiple, 1)

@@ -1,13 +1,19 @@
-"""The file of a task's own model, made as every candidate's is."""
+"""The file of a task's own model, made as every candidate's is, and where its layers stand in it."""
 
 from __future__ import annotations
 
 import copy
 from typing import TYPE_CHECKING
 
+import onnx
+from torch import nn
+
+from ray_nascomp.compression.attention import find_attentions
 from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.deployment.compact import compact
 from ray_nascomp.deployment.export import export_onnx
+from ray_nascomp.deployment.places import places_of
+from ray_nascomp.file_layout import FileLayout
 
 if TYPE_CHECKING:
     from ray_nascomp.tasks.base import Task
@@ -19,6 +25,26 @@ def export_dense(task: Task) -> bytes:
     Raises:
         ExportError: If no exporter succeeds.
     """
+    return compact(_export(task)[0])
+
+
+def layout_of(task: Task) -> FileLayout:
+    """The file of `export_dense`, as far as what a plan changes in it depends on it.
+
+    Raises:
+        ExportError: If no exporter succeeds.
+    """
+    proto, network = _export(task)
+    places = places_of(proto.graph, network, [layer.name for layer in task.spec.quantizable_layers])
+    return FileLayout(len(compact(proto)), places, bool(find_attentions(network)))
+
+
+def usual_layout(model: nn.Module) -> FileLayout:
+    """What is known of a model's file without making it."""
+    return FileLayout(is_smoothed=bool(find_attentions(model)))
+
+
+def _export(task: Task) -> tuple[onnx.ModelProto, nn.Module]:
     network = copy.deepcopy(task.model).cpu().eval()
     fold_batch_norm(network, task.example_inputs)
-    return compact(export_onnx(network, task.example_inputs, task.input_names))
+    return export_onnx(network, task.example_inputs, task.input_names), network

@@ -11,7 +11,7 @@ as integers and unfolded when the file is loaded; of an embedding, when its rows
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -45,27 +45,44 @@ def unfollowed_convolutions(
         weights: Layer name -> torch weight, of all compressible layers.
         quantized: Names of the layers whose inputs will be quantized.
     """
-    layers = list(layer_nodes(proto.graph, {name: weights[name] for name in quantized}))
-    quantized_nodes = {found.index for found in layers}
+    found = list(layer_nodes(proto.graph, {name: weights[name] for name in quantized}))
+    followers = followers_of(proto.graph, found)
+    return {entry.layer for entry in found if entry.node.op_type == "Conv" and followers[entry.index] is None}
+
+
+def followers_of(graph: onnx.GraphProto, layers: Sequence[LayerNode]) -> dict[int, tuple[str, ...] | None]:
+    """Who reads what convolutions make.
+
+    Args:
+        graph: The graph.
+        layers: Its layers.
+
+    Returns:
+        Position of a convolution's node -> names of the layers that read its output, perhaps after operators
+        through which a quantization moves; None where the graph's output or anything else reads it.
+    """
+    names = {found.index: found.layer for found in layers}
     consumers: dict[str, list[tuple[int, onnx.NodeProto]]] = {}
-    for index, node in enumerate(proto.graph.node):
+    for index, node in enumerate(graph.node):
         for name in node.input:
             consumers.setdefault(name, []).append((index, node))
-    graph_outputs = {output.name for output in proto.graph.output}
+    outputs = {output.name for output in graph.output}
 
-    def is_followed(tensor: str) -> bool:
+    def readers(tensor: str) -> tuple[str, ...] | None:
         users = consumers.get(tensor, [])
-        return (
-            bool(users)
-            and tensor not in graph_outputs
-            and all(
-                (index in quantized_nodes and user.input[0] == tensor)
-                or (user.op_type in _TRANSPARENT_OPS and is_followed(user.output[0]))
-                for index, user in users
-            )
-        )
+        if not users or tensor in outputs:
+            return None
+        found: list[str] = []
+        for index, user in users:
+            if index in names and user.input[0] == tensor:
+                found.append(names[index])
+            elif user.op_type in _TRANSPARENT_OPS and (further := readers(user.output[0])) is not None:
+                found += further
+            else:
+                return None
+        return tuple(found)
 
-    return {found.layer for found in layers if found.node.op_type == "Conv" and not is_followed(found.node.output[0])}
+    return {found.index: readers(found.node.output[0]) for found in layers if found.node.op_type == "Conv"}
 
 
 def insert_quantization(

@@ -7,7 +7,7 @@ GRU: there, and for fewer bits, weights are stored as integers and unfolded when
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def quantize_recurrent(proto: onnx.ModelProto, network: nn.Module, bits: Mapping
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    owners = _nodes_of(result.graph, network, bits)
+    owners = nodes_of(result.graph, network, bits)
     editor = GraphEditor(result.graph)
     for index, layer in owners.items():
         if result.graph.node[index].op_type == "LSTM" and bits[layer] == 8:
@@ -79,10 +79,14 @@ def quantize_recurrent(proto: onnx.ModelProto, network: nn.Module, bits: Mapping
     return result
 
 
-def _nodes_of(graph: onnx.GraphProto, network: nn.Module, bits: Mapping[str, int]) -> dict[int, str]:
-    """Position of each node of the layers -> the layer's name; several for layers that are stacked."""
+def nodes_of(graph: onnx.GraphProto, network: nn.Module, layers: Iterable[str]) -> dict[int, str]:
+    """Position of each node of recurrent layers -> the layer's name; several for layers that are stacked.
+
+    Raises:
+        ValueError: If a layer is not in the graph.
+    """
     wanted = {}
-    for name in bits:
+    for name in layers:
         layer: Any = network.get_submodule(name)
         for depth in range(layer.num_layers):
             wanted[_input_weights(layer, depth).tobytes()] = (name, depth)

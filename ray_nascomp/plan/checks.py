@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from ray_nascomp.errors import ConfigError
 
@@ -16,9 +16,14 @@ ALL = "*"
 
 def mapping(value: object, key: str) -> Mapping[str, Any]:
     """The value, if it is a dict."""
-    if not isinstance(value, Mapping):
+    if not _is_mapping(value):
         raise ConfigError(f"{key}: {value!r} was given, a dict is allowed")
-    return value
+    return cast("Mapping[str, Any]", value)
+
+
+def _is_mapping(value: object) -> bool:
+    # Asking an abstract class takes long, and this is asked ten times a config.
+    return type(value) is dict or isinstance(value, Mapping)
 
 
 def check_keys(section: Mapping[str, Any], stage: type, key: str, hidden: Collection[str] = ()) -> None:
@@ -51,7 +56,7 @@ def choice(section: Mapping[str, Any], key: str, name: str, allowed: Iterable[st
 
 def per_name(value: Any, key: str, names: Collection[str], what: str) -> dict[str, Any]:
     """One value for all, or a dict of values by name, as a dict."""
-    if not isinstance(value, Mapping):
+    if not _is_mapping(value):
         return {ALL: value}
     for name in value:
         if name not in names and name != ALL:
@@ -65,13 +70,20 @@ def all_numbers(
     """The dict's numbers between two bounds, to nine digits; see `number`."""
     for name, value in values.items():
         if type(value) is not float or not lower < value < upper:
-            value = number(value, f"{key}.{name}", lower, upper, include_lower, include_upper)
+            # Values on a bound are the commonest of all: searchers leave layers whole.
+            is_bound = type(value) is float and (
+                (value == lower and include_lower) or (value == upper and include_upper)
+            )
+            if not is_bound or math.isinf(value):
+                value = number(value, f"{key}.{name}", lower, upper, include_lower, include_upper)
         values[name] = round(value, 9)
     return values
 
 
 def whole(value: Any, key: str) -> int:
     """A whole number of 1 or more."""
+    if type(value) is int and value >= 1:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ConfigError(f"{key}: {value!r} was given, a whole number of 1 or more is allowed")
     return int(value)
@@ -81,7 +93,7 @@ def number(
     value: Any, key: str, lower: float, upper: float, include_lower: bool = True, include_upper: bool = True
 ) -> float:
     """A number between two bounds."""
-    if type(value) is float and lower < value < upper:
+    if type(value) is float and (lower < value < upper or (value == lower and include_lower)):
         return value
     inside = False
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value):

@@ -1,0 +1,41 @@
+"""Where a model's layers stand in its exported file, as far as the file's size depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """A layer in the file of the model as it is.
+
+    Attributes:
+        operator: Name of its node's operator; "" if it is not known.
+        input: Number of the tensor that it reads; layers that read the same one have the same number.
+        is_positive: Whether that tensor has no values below 0.
+        followers: Names of the layers that read its output; None where something else does, too.
+        nodes: How many nodes it has; stacked recurrent layers have several.
+    """
+
+    operator: str = ""
+    input: int = -1
+    is_positive: bool = False
+    followers: tuple[str, ...] | None = None
+    nodes: int = 1
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """The file of a model as it is.
+
+    Attributes:
+        size: Its bytes; None if it was not made.
+        places: Layer name -> its place.
+        is_smoothed: Whether inputs of linear layers are smoothed before they are quantized, as those of
+            transformers are.
+    """
+
+    size: int | None = None
+    places: Mapping[str, LayerPlace] = field(default_factory=dict)
+    is_smoothed: bool = False

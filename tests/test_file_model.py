@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from candidates import candidate_of
+from torch import nn
+
+import ray_nascomp as nc
+from ray_nascomp.deployment.compact import compact
+from ray_nascomp.deployment.qdq import insert_quantization
+from ray_nascomp.deployment.recurrent import quantize_recurrent
+from ray_nascomp.file_sizes import attribute, node, tensor
+from ray_nascomp.pipeline.measure import simulate
+from ray_nascomp.pipeline.prepare import prepare
+
+
+class Everything(nn.Module):
+    """A table, convolutions of one and two dimensions, a depthwise one, two layers that read one tensor, an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(40, 15)
+        self.wave = nn.Conv1d(15, 18, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm1d(18)
+        self.image = nn.Conv2d(18, 21, 3, padding=1)
+        self.depthwise = nn.Conv2d(21, 21, 3, padding=1, groups=21)
+        self.memory = nn.LSTM(21, 6, num_layers=2, bidirectional=True, batch_first=True)
+        self.left = nn.Linear(12, 19)
+        self.right = nn.Linear(12, 19)
+        self.head = nn.Linear(19, 5)
+
+    def forward(self, ids):
+        features = torch.relu(self.norm(self.wave(self.table(ids).transpose(1, 2))))
+        features = torch.relu(self.depthwise(torch.relu(self.image(features.unsqueeze(2))))).squeeze(2)
+        sequence, _ = self.memory(features.transpose(1, 2))
+        return self.head((self.left(sequence) * torch.sigmoid(self.right(sequence))).mean(1))
+
+
+@pytest.fixture(scope="module")
+def task():
+    torch.manual_seed(0)
+    data = (torch.randint(0, 40, (16, 9)), torch.arange(16) % 5)
+    return nc.Task(Everything().eval(), data, data)
+
+
+def exported(task, config):
+    candidate = candidate_of(task, config)
+    prepared = prepare(candidate, task)
+    proto = prepared.export(task)
+    simulation = simulate(prepared, task, prepared.outputs_to_quantize(proto))
+    if simulation.calibration:
+        proto = insert_quantization(proto, prepared.weights, simulation.calibration, prepared.exported)
+    if prepared.recurrent:
+        proto = quantize_recurrent(proto, prepared.network, prepared.recurrent)
+    return len(compact(proto))
+
+
+CONFIGS = {
+    "thinner": {"prune": {"sparsity": 0.5}},
+    "factors": {"low_rank": {"rank": 0.5}},
+    "8 bits": {"quantize": {"bits": 8}},
+    "4 bits": {"quantize": {"bits": 4}},
+    "factors of 4 bits": {"quantize": {"bits": 4}, "low_rank": {"rank": 0.4}},
+    "factors of 2 bits": {"quantize": {"method": "qat", "bits": 2}, "low_rank": {"rank": 0.7}},
+    "1 bit": {"quantize": {"method": "bnn", "bits": 1}},
+    "mixed": {
+        "prune": {"sparsity": {"image": 0.3}},
+        "low_rank": {"rank": {"head": 0.5, "table": 0.3}},
+        "quantize": {"bits": {"image": 8, "depthwise": 4, "left": 8, "right": 3, "table": 8, "memory": 8}},
+    },
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_file_is_as_large_as_told(task, name):
+    # What depends on values are zero points that happen to be equal: 13 bytes each.
+    told = nc.CostModel(task)(CONFIGS[name])["size_mb"] * 1e6
+    assert told == pytest.approx(exported(task, CONFIGS[name]), abs=60)
+
+
+def test_nodes_and_tensors_are_counted_to_the_byte():
+    from onnx import GraphProto, helper, numpy_helper
+
+    graph = GraphProto()
+    for shape, letters in (((3,), 2), ((130, 7), 40), ((20000,), 2), ((5, 4, 3, 3), 130)):
+        size = graph.ByteSize()
+        graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), "n" * letters))
+        assert graph.ByteSize() - size == tensor(letters, shape, 4 * int(np.prod(shape)))
+    size = graph.ByteSize()
+    graph.node.append(helper.make_node("Concat", ["ab", "c" * 140], ["de"], axis=-1, direction="RIGHT", pads=[0, 300]))
+    attributes = attribute("axis", -1) + attribute("direction", "RIGHT") + attribute("pads", [0, 300])
+    assert graph.ByteSize() - size == node("Concat", [2, 140, 2], attributes)
