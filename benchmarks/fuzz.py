@@ -5,6 +5,7 @@
 Every config is carried out without fine-tuning, exported, and measured. What the cost model
 foretold is compared with the network (parameters) and the file (bytes). Half of the configs draw
 from ordinary values, half contain extremes (sparsity 0.99, rank 0.01, one bit, global sparsity).
+Rows that the output already holds are not made again: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -121,11 +122,13 @@ def main() -> None:
     rng = np.random.default_rng(arguments.seed)
     tasks = {kind: KINDS[kind]() for kind in arguments.kinds}
     costs = {kind: nc.CostModel(task) for kind, task in tasks.items()}
-    rows = []
+    rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
     for number in range(arguments.configs):
         kind = arguments.kinds[number % len(arguments.kinds)]
         extreme = number // len(arguments.kinds) % 2 == 1
         config = random_config(tasks[kind].spec, rng, extreme)
+        if number < len(rows):
+            continue
         row = {"kind": kind, "extreme": extreme, **carry_out(tasks[kind], costs[kind], config), "config": config}
         rows.append(row)
         print(number, kind, {key: value for key, value in row.items() if key not in ("config", "kind")}, flush=True)
