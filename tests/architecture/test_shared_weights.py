@@ -78,3 +78,21 @@ def test_what_shared_weights_cannot_follow_is_refused() -> None:
         shared.check({}, model)
     with pytest.raises(ConfigError, match=r"has no method with_model"):
         SharedWeights(model, type("Own", (), {"inherits": True})())
+
+
+def test_elastic_convolutional_networks_share_their_weights() -> None:
+    from networks import ResidualNet, with_large_weights
+
+    from ray_nascomp.architecture import elastic_cnn
+
+    model = with_large_weights(ResidualNet())
+    inputs = torch.rand(2, 1, 8, 8)
+    build, architecture = elastic_cnn(model, inputs, resolutions=(6,))
+    shared = SharedWeights(model, build)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        config = Space({"architecture": architecture}).sample(rng)["architecture"]
+        network = shared.network(config)
+        network._skeleton.eval()
+        torch.testing.assert_close(network(inputs), build(config).eval()(inputs), rtol=0, atol=1e-6)
+        shared.check(config, model)
