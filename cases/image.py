@@ -72,8 +72,8 @@ class ImageNet(nn.Module):
 
 
 def build(architecture: Mapping[str, Any]) -> ImageNet:
-    """The network of an architecture."""
-    depths = [architecture[f"depth{stage}"] for stage in range(len(WIDTHS))]
+    """The network of an architecture: without the first stage, without the last, with a coarse stem."""
+    depths = (architecture["depth0"], 1, architecture["depth2"])
     return ImageNet(WIDTHS, depths, architecture["stem_stride"])
 
 
@@ -113,21 +113,21 @@ CASE = Case(
     name="image",
     load=load,
     build=build,
-    original={"depth0": 1, "depth1": 1, "depth2": 1, "stem_stride": 1},
+    original={"depth0": 1, "depth2": 1, "stem_stride": 1},
     architecture={
         "depth0": tune.choice([0, 1]),
-        "depth1": tune.choice([1]),
         "depth2": tune.choice([0, 1]),
         "stem_stride": tune.choice([1, 2]),
     },
     augment=augment,
     batch_size=64,
     budget=Budget(
+        samples=None,
         epochs=8,
         learning_rate=4e-3,
         trials=48,
         trial_epochs=3,
-        samples=10000,
+        trial_samples=10000,
         copies=1,
         final_epochs=8,
         final_copies=2,
@@ -135,11 +135,12 @@ CASE = Case(
         limits=Limits(params=0.15, size=0.04, speedup=5.5, drop=0.05),
     ),
     quick=Budget(
+        samples=2000,
         epochs=1,
         learning_rate=4e-3,
         trials=3,
         trial_epochs=1,
-        samples=500,
+        trial_samples=500,
         copies=1,
         final_epochs=1,
         final_copies=1,

@@ -59,11 +59,12 @@ class Budget:
     """How much a study may spend.
 
     Attributes:
+        samples: So many samples of each split are used; None for all.
         epochs: Epochs of the original's training.
         learning_rate: Peak learning rate of that.
         trials: Trials of the search.
         trial_epochs: Epochs of a trial.
-        samples: Training samples that trials use; None for all.
+        trial_samples: Training samples that trials use; None for all.
         copies: How often trials see each sample in an epoch, all but one of them augmented.
         final_epochs: Epochs of the chosen models' training, on all samples.
         final_copies: The same as `copies`, for the chosen models.
@@ -71,11 +72,12 @@ class Budget:
         limits: What the chosen model has to keep to.
     """
 
+    samples: int | None
     epochs: int
     learning_rate: float
     trials: int
     trial_epochs: int
-    samples: int | None
+    trial_samples: int | None
     copies: int
     final_epochs: int
     final_copies: int
@@ -134,7 +136,9 @@ class Study:
     @cached_property
     def splits(self) -> Splits:
         """The data."""
-        return self.case.load(self._data)
+        whole = self.case.load(self._data)
+        count = self.budget.samples
+        return Splits(*((inputs[:count], targets[:count]) for inputs, targets in (whole.train, whole.val, whole.test)))
 
     @cached_property
     def original(self) -> nn.Module:
@@ -159,7 +163,7 @@ class Study:
     @cached_property
     def task(self) -> nc.Task:
         """What trials work on."""
-        return self._task(self.budget.samples, self.budget.copies)
+        return self._task(self.budget.trial_samples, self.budget.copies)
 
     @cached_property
     def final_task(self) -> nc.Task:
