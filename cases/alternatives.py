@@ -21,6 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 from study import Study, best_of
 
 import ray_nascomp as nc
+from ray_nascomp.builders import gentle_config
 from ray_nascomp.searchers import HybridSearch
 
 Made = tuple[bytes, Mapping[str, float]]
@@ -42,6 +43,7 @@ def carry_out_alternatives(study: Study) -> dict[str, Any]:
             whole = nc.compress(study.task, {}, epochs=0)
             original = judge(whole.artifact.content, study.splits, whole.metrics)
         content, counts = make(study, original)
+        study.keep(name, content)
         record["models"][name] = compare(original, judge(content, study.splits, counts), study.splits)
         target.write_text(json.dumps(record, indent=1, default=str) + "\n")
     record["hypervolume"] = hypervolumes(study)
@@ -91,7 +93,7 @@ def pruned_int8(study: Study, original: Judged, *, folder: str, method: str, sch
 def in_sequence(study: Study, original: Judged) -> Made:
     """First the architecture is searched, then what is removed, then the bits, with the same trials in all."""
     space: dict[str, Any] = {**study.space}
-    start = nc.gentle_config(study.space)
+    start = gentle_config(study.space)
     for number, stage in enumerate(_STAGES):
         fixed = {key: start[key] if key in start and key not in stage else space[key] for key in space}
         results = _search(

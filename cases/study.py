@@ -279,6 +279,19 @@ class Study:
             record.write_text(json.dumps(last.metrics, default=str))
         return json.loads(record.read_text())
 
+    def keep(self, name: str, content: bytes) -> None:
+        """Keeps a model's file under the name that it has in the table."""
+        path = self._file(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+    def kept(self, name: str) -> bytes:
+        """The file of a model that was kept."""
+        return self._file(name).read_bytes()
+
+    def _file(self, name: str) -> Path:
+        return self.folder / "models" / f"{''.join(c if c.isalnum() else '_' for c in name)}.onnx"
+
     def choose(self, results: nc.Results, prefix: str = "final") -> tuple[str, dict[str, Any]]:
         """The best of a search's best results after their training to the end.
 
