@@ -39,9 +39,16 @@ SPACES: dict[str, dict[str, Any]] = {
     "PNAS": CELLS,
     "AmoebaNet": CELLS,
     "NASNet": CELLS,
-    "MobileNetV3Space": {"num_labels": 10},
+    "MobileNetV3Space": {
+        "num_labels": 10,
+        "base_widths": (8, 8, 8, 16, 16, 24, 32),
+        "squeeze_excite": ("none", "optional", "optional", "optional"),
+        "depth_range": (1, 2),
+        "stride": (1, 1, 2, 2, 2, 1, 1),
+        "activation": ("hswish", "relu", "relu", "hswish", "hswish", "hswish", "hswish"),
+    },
     "ShuffleNetSpace": {"num_labels": 10},
-    "ProxylessNAS": {"num_labels": 10},
+    "ProxylessNAS": {"num_labels": 10, "width_mult": 0.35},
     "AutoFormer": {"num_labels": 10, "img_size": 32, "patch_size": 8, "search_depth": (3, 4)},
 }
 STAGES = {"prune": {"method": "l1_norm", "sparsity": 0.3}, "quantize": {"method": "ptq", "bits": 8}}
@@ -106,13 +113,13 @@ def measure(task: nc.Task, costs: nc.CostModel, architecture: dict[str, Any]) ->
     }
 
 
-def run(name: str, results: dict[str, Any]) -> None:
+def run(name: str, results: dict[str, Any], until: float) -> None:
     build, architecture = nni_space(make(name))
     task, first = make_task(build, architecture)
     costs = nc.CostModel(task)
     entry = results.setdefault(name, {"dimensions": len(Space(architecture)), "first": first, "runs": {}})
     for seed in range(COUNT):
-        if str(seed) in entry["runs"]:
+        if str(seed) in entry["runs"] or time.monotonic() > until:
             continue
         entry["runs"][str(seed)] = result = measure(task, costs, draw(architecture, seed))
         print(name, seed, result, flush=True)
@@ -126,7 +133,9 @@ def render(results: dict[str, Any]) -> None:
         "| --- " * 10 + "|",
     ]
     reasons: list[str] = []
-    for name, entry in results.items():
+    for name in SPACES:
+        if not (entry := results.get(name, {})).get("runs"):
+            continue
         runs = list(entry["runs"].values())
         good = [run for run in runs if "error" in run]
 
@@ -134,15 +143,15 @@ def render(results: dict[str, Any]) -> None:
             return statistics.median(run[key] for run in good)
 
         lines.append(
-            f"| {name} | {entry['dimensions']} | {len(good)} of {len(runs)} | {median('groups'):.0f}, "
-            f"{median('prunable'):.0f} | {median('params'):,.0f} | {median('params after'):,.0f} | {median('MB'):.2f} | "
-            f"{max(run['error'] for run in good):.1e} | {median('structure, s'):.1f} | {median('all, s'):.1f} |"
+            f"| {name} | {entry['dimensions']} | {len(good)} of {len(runs)} "
+            f"| {median('groups'):.0f}, {median('prunable'):.0f} "
+            f"| {median('params'):,.0f} | {median('params after'):,.0f} | {median('MB'):.2f} "
+            f"| {max(run['error'] for run in good):.1e} | {median('structure, s'):.1f} | {median('all, s'):.1f} |"
         )
         for kind in ("infeasible", "failed"):
             found = [run[kind] for run in runs if kind in run]
             for reason in sorted(set(found)):
-                text = reason.split(" cannot be traced")[0] if False else reason
-                reasons.append(f"| {name} | {kind} | {found.count(reason)} | {text} |")
+                reasons.append(f"| {name} | {kind} | {found.count(reason)} | {reason} |")
     table = ["| space | | times | reason |", "| --- | --- | --- | --- |", *reasons]
     PAGE.write_text(_PAGE.format(count=COUNT, table="\n".join(lines), reasons="\n".join(table)))
 
@@ -168,11 +177,13 @@ What could not be built or exported:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("spaces", nargs="*", choices=[*SPACES, []])
+    parser.add_argument("spaces", nargs="*", metavar="SPACE")
     parser.add_argument("--render", action="store_true")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further run after this time")
     arguments = parser.parse_args()
+    until = time.monotonic() + arguments.seconds
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not arguments.render:
         for space in arguments.spaces or SPACES:
-            run(space, stored)
+            run(space, stored, until)
     render(stored)

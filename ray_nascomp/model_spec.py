@@ -28,12 +28,13 @@ class LayerSpec:
             weights for its inputs, both directions together; for "other" empty.
         bias: Whether there is a bias, one value an output channel.
         positions: Output positions of one sample: pixels or tokens, summed over calls; 0 for a layer that
-            is never called or shares its weight, which then counts in `ModelSpec.extra_macs`.
+            is never called, whose output is never used, or that shares its weight, which then counts in
+            `ModelSpec.extra_macs`.
         fixed_params: Parameters that no group changes ("other", "recurrent").
         out_group: Group whose units the output channels belong to, for layers that produce them.
         out_per_unit: Output channels for each unit of that group.
         in_groups: Pairs (group, inputs for each of its units) that make up the input channels; for
-            normalisations and embeddings, the channels that they pass on.
+            normalisations, embeddings and depthwise convolutions of several groups, the channels that they pass on.
         in_positions: Input positions of one sample, for convolutions.
         folds_into: For a batch normalisation, the convolution that it merges with on export.
         factorisable: Whether the layer can be replaced by one of low rank.

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized
 
 from ray_nascomp.architecture.blocks import KeptLayers, find_blocks
-from ray_nascomp.architecture.shaping import shape_layers
+from ray_nascomp.architecture.shaping import Resize, shape_layers
 from ray_nascomp.compression.attention import HEAD_ATTRIBUTES
 from ray_nascomp.errors import ConfigError
 
@@ -175,7 +175,9 @@ def _differences(network: nn.Module, whole: nn.Module) -> dict[str, dict[str, An
         raise ConfigError(
             f"{unknown[0]}: the network's model has no such parameter, so it cannot be saved as its class"
         )
-    return {"layers": layers, "attributes": attributes, "parameters": parameters}
+    sizes = [hook.size for hook in network._forward_pre_hooks.values() if isinstance(hook, Resize)]
+    scaled = {"image_sizes": sizes} if sizes else {}
+    return {"layers": layers, "attributes": attributes, "parameters": parameters, **scaled}
 
 
 def _are_alike(first: Any, second: nn.Module) -> bool:

@@ -28,17 +28,7 @@ class ElasticSpecs:
     def __call__(self, architecture: Mapping[str, Any]) -> ModelSpec:
         """The structure that tracing the architecture's network would find."""
         dropped = tuple(f"{name}." for name in dropped_blocks(architecture))
-        removed = self._removed(architecture)
-        groups = tuple(
-            _group(group, removed.get(group.name, 0), dropped)
-            for group in self.whole.groups
-            if not all(layer.startswith(dropped) for layer in group.layers)
-        )
-        names = {group.name for group in groups}
-        layers = tuple(
-            _layer(layer, removed, names) for layer in self.whole.layers if not layer.name.startswith(dropped)
-        )
-        return replace(self.whole, layers=layers, groups=groups)
+        return spec_without(self.whole, self._removed(architecture), dropped)
 
     def _removed(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Group name -> number of heads or neurons that are gone."""
@@ -52,6 +42,24 @@ class ElasticSpecs:
                 if group is not None:
                     removed[group.name] = feed_forward.width - values.get("width", feed_forward.width)
         return removed
+
+
+def spec_without(whole: ModelSpec, removed: Mapping[str, int], dropped: tuple[str, ...]) -> ModelSpec:
+    """The structure that is left of a whole one.
+
+    Args:
+        whole: The whole model's structure.
+        removed: Group -> number of its units that are gone.
+        dropped: What the names of layers that are left out begin with.
+    """
+    groups = tuple(
+        _group(group, removed.get(group.name, 0), dropped)
+        for group in whole.groups
+        if not all(layer.startswith(dropped) for layer in group.layers)
+    )
+    names = {group.name for group in groups}
+    layers = tuple(_layer(layer, removed, names) for layer in whole.layers if not layer.name.startswith(dropped))
+    return replace(whole, layers=layers, groups=groups)
 
 
 def dropped_blocks(architecture: Mapping[str, Any]) -> set[str]:
@@ -78,7 +86,7 @@ def _layer(layer: LayerSpec, removed: Mapping[str, int], groups: set[str]) -> La
     if layer.out_group is not None:
         shape[0] -= removed.get(layer.out_group, 0) * layer.out_per_unit
     if gone:
-        shape[0 if layer.kind in ("batch_norm", "norm") else 1] -= gone
+        shape[0 if layer.kind in ("batch_norm", "norm", "depthwise_conv") else 1] -= gone
     return replace(
         layer, weight_shape=tuple(shape), in_groups=tuple(pair for pair in layer.in_groups if pair[0] in groups)
     )

@@ -35,11 +35,13 @@ class ChannelGraph:
         groups: The groups of tied channels.
         out_groups: Layer name -> its group and the layer's output channels for each unit of it.
         in_groups: Layer name -> pairs (group, input channels for each unit of it).
+        unused: Names of the layers that the model's output does not depend on.
     """
 
     groups: tuple[GroupSpec, ...]
     out_groups: dict[str, tuple[str, int]]
     in_groups: InGroups
+    unused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,9 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
     groups: list[GroupSpec] = []
     out_groups: dict[str, tuple[str, int]] = {}
     in_groups: dict[str, list[tuple[str, int]]] = {}
+    # A depthwise convolution over several groups would make one of them.
+    nodes = traced.graph.module2node
+    traced.graph.module2node = dict(sorted(nodes.items(), key=lambda item: _is_depthwise(item[0])))
     for members in traced.graph.get_all_groups(root_module_types=list(_PRODUCERS)):
         width = len(members[0].idxs)
         producers: list[str] = []
@@ -113,14 +118,19 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
             if name is None:
                 continue
             pruner = traced.graph.get_pruner_of_module(module)
-            depthwise = isinstance(module, _CONVOLUTIONS) and module.groups > 1 and module.groups == module.out_channels
+            depthwise = _is_depthwise(module)
             if isinstance(module, _CONVOLUTIONS) and module.groups > 1 and not depthwise:
                 regular = False
             if dependency.handler == pruner.prune_in_channels and not depthwise and isinstance(module, _PRODUCERS):
                 consumers[name] = consumers.get(name, 0) + len(indices)
+            elif depthwise and module.out_channels != width:
+                # It follows a concatenation: its channels belong to several groups.
+                others[name] = others.get(name, 0) + len(indices)
             elif isinstance(module, _PRODUCERS):
                 producers.append(name)
-                regular = regular and len(indices) == width and module not in traced.replaced
+                # Where one layer is tied to several others, each with a part of its channels, none can be cut.
+                whole = len(indices) == width == module.weight.shape[0]
+                regular = regular and whole and module not in traced.replaced
             elif any(parameter.numel() > 1 for parameter in module.parameters(recurse=False)):
                 others[name] = others.get(name, 0) + len(indices)
         producers = sorted(set(producers), key=order.__getitem__)
@@ -135,10 +145,24 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
         groups.append(GroupSpec(root, width, tuple(producers), prunable))
     groups.sort(key=lambda group: order[group.name])
     groups = _keep_removable(model, example_inputs, groups)
-    return ChannelGraph(tuple(groups), out_groups, {name: tuple(pairs) for name, pairs in in_groups.items()})
+    unreached = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _PRODUCERS) and module not in traced.graph.module2node and name not in inner
+    ]
+    return ChannelGraph(
+        tuple(groups),
+        out_groups,
+        {name: tuple(pairs) for name, pairs in in_groups.items()},
+        frozenset(name for name in unreached if not _matters(model, example_inputs, name)),
+    )
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _is_depthwise(module: Any) -> bool:
+    return isinstance(module, _CONVOLUTIONS) and module.groups > 1 and module.groups == module.out_channels
 
 
 def modules_with_tied_weights(model: nn.Module) -> set[nn.Module]:
@@ -179,6 +203,60 @@ def remove_channels(model: nn.Module, example_inputs: Any, removed: dict[str, li
     model.train(training)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the units of a group are in a layer.
+
+    Attributes:
+        layer: Name of the layer.
+        is_input: Whether they are its input channels; otherwise its outputs, or what a normalisation passes on.
+        channels: The layer's channels of each unit.
+    """
+
+    layer: str
+    is_input: bool
+    channels: tuple[tuple[int, ...], ...]
+
+
+def places_of(model: nn.Module, example_inputs: Any, groups: Iterable[GroupSpec]) -> dict[str, tuple[Places, ...]]:
+    """Group -> everything that goes with its units, for groups of convolutions, linear layers and batch normalisations.
+
+    Groups that other kinds of layers with parameters follow are left out.
+
+    Args:
+        model: The model.
+        example_inputs: Inputs to trace it with.
+        groups: Groups of channels.
+
+    Raises:
+        UntraceableModelError: If the model cannot be traced.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    traced = _dependency_graph(model, example_inputs)
+    found: dict[str, tuple[Places, ...]] = {}
+    for group in groups:
+        module = model.get_submodule(group.layers[0])
+        pruner = traced.graph.get_pruner_of_module(module)
+        members = traced.graph.get_pruning_group(module, pruner.prune_out_channels, idxs=list(range(group.width)))
+        places = []
+        for member in members:
+            layer = member.dep.target.module
+            if isinstance(layer, nn.Module) and next(layer.parameters(recurse=False), None) is None:
+                continue
+            if layer not in names or not isinstance(layer, (*_PRODUCERS, nn.modules.batchnorm._BatchNorm)):
+                break
+            channels: list[list[int]] = [[] for _ in range(group.width)]
+            for channel, unit in zip(member.idxs, member.root_idxs, strict=True):
+                channels[unit].append(int(channel))
+            own = traced.graph.get_pruner_of_module(layer)
+            takes_inputs = isinstance(layer, _PRODUCERS) and member.dep.handler == own.prune_in_channels
+            is_input = takes_inputs and not _is_depthwise(layer)
+            places.append(Places(names[layer], is_input, tuple(map(tuple, channels))))
+        else:
+            found[group.name] = tuple(dict.fromkeys(places))
+    return found
+
+
 def _keep_removable(model: nn.Module, example_inputs: Any, groups: list[GroupSpec]) -> list[GroupSpec]:
     """The groups, with those unprunable from which one channel cannot be removed.
 
@@ -200,6 +278,17 @@ def _runs_without(model: nn.Module, example_inputs: Any, names: list[str]) -> bo
             return call(smaller, example_inputs).shape == expected
     except Exception:  # Whatever a model says to a channel less, it cannot do without it.
         return False
+
+
+def _matters(model: nn.Module, example_inputs: Any, name: str) -> bool:
+    """Whether another output of a layer changes that of the model."""
+    with torch.no_grad():
+        expected = call(model, example_inputs)
+        handle = model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: -output - 1)
+        try:
+            return not torch.equal(call(model, example_inputs), expected)
+        finally:
+            handle.remove()
 
 
 @contextmanager
