@@ -55,7 +55,8 @@ def trace_model(model: nn.Module, example_inputs: Any) -> ModelSpec:
     known_macs = sum(_dense_macs(layer) for layer in layers) + sum(g.width * g.macs_per_unit for g in groups)
     total_params = sum(parameter.numel() for parameter in traced.parameters())
     known_params = sum(_dense_params(layer) for layer in layers)
-    return ModelSpec(layers, groups, total_params - known_params, max(0, run.macs - known_macs))
+    unused_macs = sum(run.macs_of(name, traced.get_submodule(name)) for name in graph.unused)
+    return ModelSpec(layers, groups, total_params - known_params, max(0, run.macs - known_macs - unused_macs))
 
 
 class _Run:
@@ -89,6 +90,10 @@ class _Run:
     def macs(self) -> int:
         """Multiply-accumulates of one sample."""
         return self._counter.get_total_flops() // 2 // self._samples
+
+    def macs_of(self, name: str, layer: Any) -> int:
+        """Multiply-accumulates of one sample in a layer's own weight."""
+        return layer.weight.numel() * self.positions.get(name, 0)
 
     def product_macs(self, name: str) -> int:
         """Multiply-accumulates of one sample in a module's products of activations."""
@@ -152,7 +157,7 @@ def _with_heads(graph: ChannelGraph, attentions: list[Attention], heads: list[Gr
         for member in attention.members:
             if member.position_bias is not None:
                 in_groups[member.position_bias] = ((group.name, 1),)
-    return ChannelGraph((*groups, *heads), out_groups, in_groups)
+    return ChannelGraph((*groups, *heads), out_groups, in_groups, graph.unused)
 
 
 def _layers(
@@ -166,7 +171,7 @@ def _layers(
     for name, module in model.named_modules():
         if list(module.children()) or next(module.parameters(recurse=False), None) is None:
             continue
-        positions = 0 if module in tied else run.positions.get(name, 0)
+        positions = 0 if module in tied or name in graph.unused else run.positions.get(name, 0)
         out_group, out_per_unit = graph.out_groups.get(name, (None, 1))
         layer = replace(
             _layer(name, module, positions),
