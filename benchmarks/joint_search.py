@@ -133,34 +133,34 @@ def spaces(task: nc.Task, epochs: int) -> tuple[dict[str, Any], dict[str, Any]]:
     compression = {
         "prune": {**space["prune"], "method": "l1_norm"},
         "quantize": {**space["quantize"], "method": "ptq"},
-        **({"finetune": FINETUNE} if epochs else {}),
     }
-    return {"architecture": space["architecture"], **({"finetune": FINETUNE} if epochs else {})}, compression
+    training = {"finetune": FINETUNE} if epochs else {}
+    return {"architecture": space.get("architecture", {}), **training}, compression | training
 
 
-def tasks(options: argparse.Namespace) -> tuple[nc.HuggingFaceTask, nc.HuggingFaceTask]:
-    """The fine-tuned model's task and the supernet's, with the training samples of a trial."""
-    original = fine_tuned(splits(options.sentences), options.work)
-    tuned = shorter(original, options.supernet_samples).elastic()
-    supernet = nc.train_supernet(tuned, epochs=1, lr=1e-4, seed=SEED, folder=options.work / "supernet")
-    return shorter(original, options.samples), shorter(supernet, options.samples)
+def trained_supernet(original: nc.HuggingFaceTask, options: argparse.Namespace) -> nc.Task:
+    """The supernet's task, with the training samples of a trial."""
+    elastic = shorter(original, options.supernet_samples).elastic()
+    supernet = nc.train_supernet(elastic, epochs=1, lr=1e-4, seed=SEED, folder=options.work / "supernet")
+    return shorter(supernet, options.samples)
 
 
-def search(arm: str, original: nc.Task, supernet: nc.Task, options: argparse.Namespace) -> None:
+def search(arm: str, original: nc.HuggingFaceTask, options: argparse.Namespace) -> None:
     """Carries out one arm's trials."""
-    architecture, compression = spaces(supernet, options.epochs)
+    task = shorter(original, options.samples) if arm == "compression" else trained_supernet(original, options)
+    architecture, compression = spaces(task, options.epochs)
     if arm == "compression":
-        run_trials(arm, original, compression, options.trials, options)
+        run_trials(arm, task, compression, options.trials, options)
     elif arm == "architecture":
-        run_trials(arm, supernet, architecture, options.trials, options)
+        run_trials(arm, task, architecture, options.trials, options)
     elif arm == "joint":
-        run_trials(arm, supernet, {**architecture, **compression}, options.trials, options)
+        run_trials(arm, task, {**architecture, **compression}, options.trials, options)
     else:
-        first = run_trials("sequence_first", supernet, architecture, options.trials // 2, options)
+        first = run_trials("sequence_first", task, architecture, options.trials // 2, options)
         fast = [row for row in first if row["metrics"]["speedup"] >= 2] or first
         best = max(fast, key=lambda row: row["metrics"]["accuracy"])
         fixed = {**compression, "architecture": best["config"]["architecture"]}
-        run_trials("sequence_second", supernet, fixed, options.trials - len(first), options)
+        run_trials("sequence_second", task, fixed, options.trials - len(first), options)
 
 
 def summarise(options: argparse.Namespace) -> dict[str, Any]:
@@ -229,9 +229,9 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     if not options.summarise:
-        original, supernet = tasks(options)
+        original = fine_tuned(splits(options.sentences), options.work)
         for arm in options.arms:
-            search(arm, original, supernet, options)
+            search(arm, original, options)
     RESULTS.write_text(json.dumps(summarise(options), indent=1) + "\n")
 
 

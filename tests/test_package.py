@@ -54,6 +54,7 @@ PUBLIC = {
         "restore",
         "sparsity",
         "time_limited",
+        "train_supernet",
         "when",
     },
     "ray_nascomp.searchers": {"BayesianSearch", "EvolutionarySearch", "GoalSearcher", "GreedySearch", "HybridSearch"},

@@ -64,6 +64,7 @@ class SharedWeights:
             # Whole numbers are exact in these up to 2**53.
             parameter.data = torch.arange(start, start + parameter.numel(), dtype=torch.float64).view(parameter.shape)
         self._numbered = numbered
+        self._numbers = [parameter.data for parameter in numbered.parameters()]
         self._inherits = bool(getattr(build, "inherits", False))
         if self._inherits:
             self._build = rebased(build, numbered)
@@ -109,8 +110,10 @@ class SharedWeights:
 
     def _slice(self, name: str, numbers: Tensor) -> Slice:
         """What takes the entries of these numbers, in their shape."""
+        owner = self._owner(int(numbers.flatten()[0])) if numbers.numel() else 0
+        if torch.equal(numbers, self._numbers[owner]):
+            return lambda whole: whole[owner]
         ids = numbers.long()
-        owner = self._owner(int(ids.flatten()[0])) if ids.numel() else 0
         start, stop = self._starts[owner : owner + 2]
         if not torch.equal(ids.double(), numbers) or ids.numel() == 0 or ids.min() < start or ids.max() >= stop:
             raise ConfigError(
@@ -120,8 +123,6 @@ class SharedWeights:
         ids -= start
         shape = self._whole[owner].shape
         device = self._whole[owner].device
-        if ids.shape == shape and torch.equal(ids.flatten(), torch.arange(ids.numel())):
-            return lambda whole: whole[owner]
         axes = _axes(ids, shape)
         if axes is None:
             places = ids.to(device)
