@@ -12,6 +12,7 @@ from ray_nascomp.searchers.evolutionary import EvolutionarySearch
 from ray_nascomp.searchers.gnn_predictor import GNNPredictorSearch
 from ray_nascomp.searchers.greedy import GreedySearch
 from ray_nascomp.searchers.hybrid import HybridSearch
+from ray_nascomp.searchers.rl_controller import RLControllerSearch
 
 __all__ = [
     "AdaptiveSearch",
@@ -23,6 +24,7 @@ __all__ = [
     "HybridSearch",
     "IterativeSearch",
     "MultiStageSearch",
+    "RLControllerSearch",
 ]
 
 SEARCH_ALG_IMPORT["nascomp_evolutionary"] = lambda: EvolutionarySearch
@@ -33,3 +35,4 @@ SEARCH_ALG_IMPORT["nascomp_gnn_predictor"] = lambda: GNNPredictorSearch
 SEARCH_ALG_IMPORT["nascomp_multi_stage"] = lambda: MultiStageSearch
 SEARCH_ALG_IMPORT["nascomp_iterative"] = lambda: IterativeSearch
 SEARCH_ALG_IMPORT["nascomp_adaptive"] = lambda: AdaptiveSearch
+SEARCH_ALG_IMPORT["nascomp_rl_controller"] = lambda: RLControllerSearch
