@@ -46,13 +46,13 @@ class CostTable:
 
     Args:
         spec: The architecture before channels are removed.
-        layout: The exported file of the task's own model.
+        layout: The exported file of the task's own model, where it was looked at.
         rest: Bytes of the architecture's own file beside its layers, where they were measured.
     """
 
-    def __init__(self, spec: ModelSpec, layout: FileLayout, rest: float | None = None) -> None:
+    def __init__(self, spec: ModelSpec, layout: FileLayout | None = None, rest: float | None = None) -> None:
         self.spec = spec
-        self._files = FileModel(spec, layout)
+        self._files = FileModel(spec, layout or FileLayout())
         layers = spec.layers
         group_index = {group.name: index for index, group in enumerate(spec.groups)}
         folded = {layer.folds_into for layer in layers}

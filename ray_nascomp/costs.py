@@ -294,7 +294,8 @@ def _values(given: Sequence[Mapping[str, float]], names: Sequence[str | None], i
     rows = np.full((len(given), len(names)), identity)
     for row, values in enumerate(given):
         if values:
-            rows[row] = [*map(values.get, names, repeat(values.get(ALL, identity)))]
+            default = values.get(ALL, identity)
+            rows[row] = [*map(values.get, names, repeat(default))]  # type: ignore[arg-type]  # None is no key of it.
     return rows
 
 

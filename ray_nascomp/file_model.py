@@ -256,25 +256,26 @@ class FileModel:
 
     def _activations(self, cells: Sequence[Cells], integers: Sequence[Flags]) -> Floats:
         """Quantization of activations, and the factors that smooth them."""
-        reading = sum(np.where(w & c.is_first, 1.0, 0.0) for w, c in zip(integers, cells, strict=True))
-        inner = sum(np.where(w & ~c.is_first, 1.0, 0.0) for w, c in zip(integers, cells, strict=True))
-        last = sum(np.where(w & c.is_last, 1.0, 0.0) for w, c in zip(integers, cells, strict=True))
+        pairs = list(zip(integers, cells, strict=True))
+        reading = np.add.reduce([1.0 * (where & c.is_first) for where, c in pairs])
+        inner = np.add.reduce([1.0 * (where & ~c.is_first) for where, c in pairs])
+        last = np.add.reduce([1.0 * (where & c.is_last) for where, c in pairs])
         read = reading @ self._reads > 0
         followed = self._is_followed & (reading @ self._followers >= self._followers.sum(0))
         outputs = (last * self._is_conv * ~followed).sum(1)
-        pairs = read.sum(1) + inner.sum(1) + outputs
+        count = read.sum(1) + inner.sum(1) + outputs
         zeros = read & self._is_positive
-        own = pairs - zeros.sum(1) + zeros.any(1)
-        total = pairs * _PAIR + own * scalar(1)
+        own = count - zeros.sum(1) + zeros.any(1)
+        total = count * _PAIR + own * scalar(1)
         if self._smoothed.any():
-            for where, c in zip(integers, cells, strict=True):
+            for where, c in pairs:
                 smoothed = where & self._smoothed
                 factor = np.where(smoothed, tensor(SHORT, [c.columns], c.columns * _FLOAT) + _MUL, 0)
                 total = total + np.where(c.is_first, 0, factor).sum(1)
                 readers = np.where(smoothed & c.is_first, 1.0, 0.0) @ self._reads
                 of_inputs = np.where(c.is_first, factor, 0) @ self._reads
                 total = total + (of_inputs / np.maximum(readers, 1)).sum(1)
-        return total
+        return np.asarray(total)
 
     def _packing(self, cells: Sequence[Cells], packed: Sequence[Flags]) -> Floats:
         """Constants with which packed integers are unfolded; equal ones are stored once."""
@@ -296,7 +297,7 @@ class FileModel:
         total = total + _of_distinct(all_ends, np.where(all_ends > 0, scalar(8), 0))
         all_shapes = np.concatenate(shapes, axis=1)
         sizes = np.tile(tensor(SHORT, [self._axes + 2], 8 * (self._axes + 2)), len(cells))
-        return total + _of_distinct(all_shapes, np.where(all_shapes > 0, sizes, 0))
+        return np.asarray(total + _of_distinct(all_shapes, np.where(all_shapes > 0, sizes, 0)))
 
     def _last_axis(self, cells: Cells) -> Floats:
         """Elements of the axis along which integers are packed."""

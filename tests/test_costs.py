@@ -46,7 +46,7 @@ def test_file_size_is_foretold_within_a_few_percent(digits_task):
     costs = nc.CostModel(digits_task)
     for config in ({}, {"quantize": {"bits": 8}}, {"prune": {"sparsity": 0.5}, "quantize": {"bits": {"first.0": 8}}}):
         step = nc.compress(digits_task, config, epochs=0)
-        assert costs(config)["size_mb"] == pytest.approx(step.metrics["size_mb"], rel=0.05)
+        assert costs(config)["size_mb"] == pytest.approx(step.metrics["size_mb"], rel=0.01)
 
 
 def test_the_dense_model_has_ratios_of_one_and_bits_only_change_bytes_and_bit_operations(digits_task):

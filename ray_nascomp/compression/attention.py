@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ray_nascomp.compression.multihead import SplitAttention
 from ray_nascomp.errors import ConfigError
 
 _HEAD_DIM_NAMES = ("head_dim", "attention_head_size", "key_value_proj_dim")
@@ -114,7 +115,8 @@ def find_attentions(model: nn.Module) -> tuple[Attention, ...]:
 
     Found are modules that go through the attention interface of `transformers` with separate
     layers for queries, keys and values, or GPT-2's fused one: BERT, RoBERTa, DistilBERT, ViT,
-    Wav2Vec2, Whisper, BART, T5, GPT-2, Llama, Mistral, Qwen and their like. A module with
+    Wav2Vec2, Whisper, BART, T5, GPT-2, Llama, Mistral, Qwen and their like, and what
+    `multihead.split_attentions` puts in the place of `nn.MultiheadAttention`. A module with
     further parameters for each head is left out, as nothing is known of what they do.
     """
     found: dict[str, Attention] = {}
@@ -259,6 +261,8 @@ def _factor(model: nn.Module, name: str, index: int) -> str:
 
 
 def _uses_attention_interface(module: nn.Module) -> bool:
+    if isinstance(module, SplitAttention):
+        return True
     forward = inspect.unwrap(type(module).forward)
     code = getattr(forward, "__code__", None)
     if code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ray_nascomp.compression.attention import Attention, find_attentions, replace_conv1d
+from ray_nascomp.compression.attention import Attention, find_attentions
 from ray_nascomp.compression.fold import foldable_pairs
 from ray_nascomp.compression.graph import ChannelGraph, build_graph, modules_with_tied_weights
 from ray_nascomp.compression.low_rank import factorisable_layers
+from ray_nascomp.compression.plain_layers import use_plain_layers
 from ray_nascomp.errors import UntraceableModelError
 from ray_nascomp.model_spec import GroupSpec, LayerKind, LayerSpec, ModelSpec
 from ray_nascomp.tasks.calling import batch_size_of, call
@@ -35,7 +36,7 @@ def trace_model(model: nn.Module, example_inputs: Any) -> ModelSpec:
         UntraceableModelError: If the model cannot be run or traced.
     """
     traced = copy.deepcopy(model).eval()
-    replace_conv1d(traced)
+    use_plain_layers(traced)
     run = _Run(traced, example_inputs)
     attentions = find_attentions(traced)
     try:

@@ -25,16 +25,17 @@ def export_dense(task: Task) -> bytes:
     Raises:
         ExportError: If no exporter succeeds.
     """
-    return compact(_export(task)[0])
+    return compact(_export(task, copy.deepcopy(task.model)))
 
 
 def layout_of(task: Task) -> FileLayout:
-    """The file of `export_dense`, as far as what a plan changes in it depends on it.
+    """The file of a plan that changes nothing, as far as that of other plans follows from it.
 
     Raises:
         ExportError: If no exporter succeeds.
     """
-    proto, network = _export(task)
+    network = task.network({})
+    proto = _export(task, network)
     places = places_of(proto.graph, network, [layer.name for layer in task.spec.quantizable_layers])
     return FileLayout(len(compact(proto)), places, bool(find_attentions(network)))
 
@@ -44,7 +45,7 @@ def usual_layout(model: nn.Module) -> FileLayout:
     return FileLayout(is_smoothed=bool(find_attentions(model)))
 
 
-def _export(task: Task) -> tuple[onnx.ModelProto, nn.Module]:
-    network = copy.deepcopy(task.model).cpu().eval()
+def _export(task: Task, network: nn.Module) -> onnx.ModelProto:
+    network.cpu().eval()
     fold_batch_norm(network, task.example_inputs)
-    return export_onnx(network, task.example_inputs, task.input_names), network
+    return export_onnx(network, task.example_inputs, task.input_names)

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from ray_nascomp import registry
 from ray_nascomp.errors import ConfigError, InfeasibleError, NonFiniteModelError, UntraceableModelError
+from ray_nascomp.file_layout import FileLayout
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.space import Space
 from ray_nascomp.tasks.calling import call, device_of, map_tensors
 from ray_nascomp.tasks.data import Batch, Data
+from ray_nascomp.tasks.padding import ignores_padding, order_by_length, without_padding
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -143,12 +145,12 @@ class Task:
         return Resolver(self)
 
     @cached_property
-    def file_bytes(self) -> int | None:
-        """Bytes of the model's own exported file; None for a large one, of which parameters are nearly all."""
-        from ray_nascomp.deployment.dense import export_dense
+    def file_layout(self) -> FileLayout:
+        """The model's own exported file; of a large one, which is nearly all parameters, only what its kind tells."""
+        from ray_nascomp.deployment.dense import layout_of, usual_layout
 
         size = sum(parameter.numel() for parameter in self.model.parameters())
-        return len(export_dense(self)) if size <= _SMALL_MODEL else None
+        return layout_of(self) if size <= _SMALL_MODEL else usual_layout(self.model)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -178,11 +180,11 @@ class Task:
             ConfigError: For unknown or missing keys, or an architecture where there is no builder.
         """
         from ray_nascomp.architecture.inherit import inherit_weights
-        from ray_nascomp.compression.attention import replace_conv1d
+        from ray_nascomp.compression.plain_layers import use_plain_layers
 
         if not architecture:
             network = copy.deepcopy(self.model)
-            replace_conv1d(network)
+            use_plain_layers(network)
             return network
         if self.build is None or self._architecture_space is None:
             raise ConfigError(f"architecture: {dict(architecture)!r} was given, but the task has no builder")
@@ -194,7 +196,7 @@ class Task:
             raise ConfigError(f"build: it returned a {type(network).__name__}, a torch.nn.Module is allowed")
         if not getattr(self.build, "inherits", False):
             inherit_weights(network, self.model)
-        replace_conv1d(network)
+        use_plain_layers(network)
         return network.to(device_of(self.model))
 
     def trace(self, architecture: Mapping[str, Any]) -> tuple[nn.Module, ModelSpec]:
@@ -241,24 +243,64 @@ class Task:
 
     def calibration_batches(self) -> Iterator[Batch]:
         """Batches for observers: calibration data, or as many training samples as it takes (512)."""
+        data, indices = self._calibration_samples
+        return (data.take(batch) for batch in indices.split(self.batch_size))
+
+    def calibration_inputs(self, count: int) -> list[Any]:
+        """Inputs of the first of these samples in batches of similar length, without padding.
+
+        Args:
+            count: How many samples at most.
+        """
+        data, indices = self._calibration_samples
+        chosen = order_by_length(data, indices[:count]) if self._ignores_padding else indices[:count]
+        return [self.without_padding(data.take(batch)[0]) for batch in chosen.split(self.batch_size)]
+
+    @property
+    def _calibration_samples(self) -> tuple[Data, Tensor]:
         data = self.calibration_data or self.train_data
-        indices = torch.arange(min(len(data), _CALIBRATION_SAMPLES))
-        if self.calibration_data is None:
-            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-            indices = order[: len(indices)]
-        for start in range(0, len(indices), self.batch_size):
-            yield data.take(indices[start : start + self.batch_size])
+        count = min(len(data), _CALIBRATION_SAMPLES)
+        if self.calibration_data is not None:
+            return data, torch.arange(count)
+        return data, torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
 
     def predict(self, model: nn.Module) -> Callable[[Any], Tensor]:
         """The model as a function from a batch's inputs to outputs, in evaluation mode."""
         model.eval()
         device = device_of(model)
+        # Asked now, as the answer runs the task's own model, on which a caller may put hooks later.
+        prepare = without_padding if self._ignores_padding else lambda inputs: inputs
 
         def run(inputs: Any) -> Tensor:
             with torch.no_grad():
-                return call(model, map_tensors(inputs, lambda tensor: tensor.to(device))).cpu()
+                return call(model, map_tensors(prepare(inputs), lambda tensor: tensor.to(device))).cpu()
 
         return run
+
+    def without_padding(self, inputs: Any) -> Any:
+        """A batch's inputs without columns of padding alone, where the model's outputs do not depend on these."""
+        return without_padding(inputs) if self._ignores_padding else inputs
+
+    @cached_property
+    def _ignores_padding(self) -> bool:
+        """Whether padding may be cut off, which one validation sample shows."""
+        return ignores_padding(self.model.eval(), self.val_data)
+
+    def outputs(self, predict: Callable[[Any], Tensor], data: Data) -> tuple[Tensor, Tensor]:
+        """Outputs and targets of all samples, in their order; samples of one length are run together.
+
+        Args:
+            predict: Function from a batch's inputs to outputs.
+            data: The samples.
+        """
+        order = order_by_length(data) if self._ignores_padding else torch.arange(len(data))
+        outputs, targets = [], []
+        for indices in order.split(max(64, self.batch_size)):
+            inputs, batch_targets = data.take(indices)
+            outputs.append(predict(inputs))
+            targets.append(batch_targets)
+        back = order.argsort()
+        return torch.cat(outputs)[back], torch.cat(targets)[back]
 
     def evaluate(self, predict: Callable[[Any], Tensor], data: Data | None = None) -> float:
         """The metric over all samples.
@@ -270,14 +312,17 @@ class Task:
         Raises:
             NonFiniteModelError: If an output is NaN or infinite.
         """
-        outputs, targets = [], []
-        for inputs, batch_targets in (data or self.val_data).batches(max(64, self.batch_size)):
-            outputs.append(predict(inputs))
-            targets.append(batch_targets)
-        everything = torch.cat(outputs)
-        if not torch.isfinite(everything).all():
+        return self.score(*self.outputs(predict, data or self.val_data))
+
+    def score(self, outputs: Tensor, targets: Tensor) -> float:
+        """The metric of the outputs of all samples.
+
+        Raises:
+            NonFiniteModelError: If an output is NaN or infinite.
+        """
+        if not torch.isfinite(outputs).all():
             raise NonFiniteModelError("the model's outputs are not finite")
-        value = float(self._metric_function(everything, torch.cat(targets)))
+        value = float(self._metric_function(outputs, targets))
         if not math.isfinite(value):
             raise NonFiniteModelError(f"the metric {self.metric} is {value}")
         return value
