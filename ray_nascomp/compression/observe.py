@@ -43,6 +43,16 @@ class ObservedInput:
         """Largest absolute value of each feature, shape `(features,)`."""
         return torch.maximum(self.highest, -self.lowest)
 
+    def scaled(self, factor: Tensor) -> ObservedInput:
+        """What is observed where each feature is multiplied by a positive factor, shape `(features,)`."""
+        factor = factor.cpu()
+        covariance = self.covariance
+        if covariance is not None:
+            covariance = covariance * torch.outer(factor, factor)
+        return ObservedInput(
+            self.layers, self.lowest * factor, self.highest * factor, covariance, self.rows * factor, self.count
+        )
+
     def add(self, inputs: Tensor, generator: torch.Generator) -> None:
         """Takes in inputs of shape `(rows, features)`."""
         if not len(inputs):
@@ -51,8 +61,7 @@ class ObservedInput:
         self.highest = torch.maximum(self.highest, inputs.amax(0))
         total = self.count + len(inputs)
         if self.covariance is not None:
-            self.covariance *= self.count / total
-            self.covariance += (inputs.T @ inputs).double() / total
+            self.covariance.mul_(self.count / total).add_(inputs.T @ inputs, alpha=1 / total)
         # Every input seen so far stays in the sample with the same probability.
         share = torch.rand(len(inputs), generator=generator) < _SAMPLED_ROWS / total
         if total <= _SAMPLED_ROWS:

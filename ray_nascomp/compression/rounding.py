@@ -57,36 +57,48 @@ def round_nearest(weight: Tensor, scales: Tensor, limit: int) -> Tensor:
     return (weight / scales[:, None]).round().clamp(-limit, limit) * scales[:, None]
 
 
-def round_compensated(weight: Tensor, scales: Tensor, limit: int, covariance: Tensor) -> Tensor:
-    """The weight at multiples of its channels' scales, such that the layer's output changes least.
-
-    Features are rounded one after the other, those with the largest inputs first; the error of
-    each is made up for by the features that are still to come (GPTQ: Frantar, Ashkboos, Hoefler
-    and Alistarh 2022, arXiv 2210.17323).
+def error_spread(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """How a layer's features make up for each other's errors, for `round_compensated`.
 
     Args:
-        weight: Shape `(channels, features)`.
-        scales: Shape `(channels,)`.
-        limit: Largest magnitude of an integer.
         covariance: Mean of x x' of the layer's inputs, shape `(features, features)`.
+
+    Returns:
+        The features in the order in which they are rounded, those with the largest inputs first;
+        and, shape `(features, features)` in that order, how the error of each (a row) is spread
+        over those after it.
     """
     order = covariance.diagonal().argsort(descending=True, stable=True)
     hessian = covariance.double()[order][:, order]
     hessian.diagonal().add_(_DAMPING * float(hessian.diagonal().mean()) + 1e-12)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    # Row i: how the error of feature i is spread over those after it.
-    spread = torch.linalg.cholesky(inverse, upper=True).float()
-    remaining = weight.float()[:, order].clone()
+    return order, torch.linalg.cholesky(inverse, upper=True).float()
+
+
+def round_compensated(weight: Tensor, scales: Tensor, limit: int, spread: tuple[Tensor, Tensor]) -> Tensor:
+    """The weight at multiples of its channels' scales, such that the layer's output changes least.
+
+    Features are rounded one after the other; the error of each is made up for by the features
+    that are still to come (GPTQ: Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv 2210.17323).
+
+    Args:
+        weight: Shape `(channels, features)`.
+        scales: Shape `(channels,)`.
+        limit: Largest magnitude of an integer.
+        spread: What `error_spread` gives for the layer's inputs.
+    """
+    order, factors = spread
+    # Features along the first axis, so that each step works on memory that lies together.
+    remaining = weight.float().T[order].contiguous()
     rounded = torch.empty_like(remaining)
-    features = weight.shape[1]
+    features = len(remaining)
     for start in range(0, features, _BLOCK):
         stop = min(start + _BLOCK, features)
-        errors = torch.empty(len(weight), stop - start)
+        errors = torch.empty(stop - start, remaining.shape[1])
         for feature in range(start, stop):
-            column = remaining[:, feature]
-            rounded[:, feature] = (column / scales).round().clamp(-limit, limit) * scales
-            error = (column - rounded[:, feature]) / spread[feature, feature]
-            remaining[:, feature:stop] -= error[:, None] * spread[feature, feature:stop]
-            errors[:, feature - start] = error
-        remaining[:, stop:] -= errors @ spread[start:stop, stop:]
-    return rounded[:, order.argsort()].to(weight.dtype)
+            row = remaining[feature]
+            rounded[feature] = (row / scales).round_().clamp_(-limit, limit).mul_(scales)
+            error = torch.sub(row, rounded[feature], out=errors[feature - start]).div_(factors[feature, feature])
+            remaining[feature + 1 : stop].addr_(factors[feature, feature + 1 : stop], error, alpha=-1)
+        remaining[stop:].addmm_(factors[start:stop, stop:].T, errors, alpha=-1)
+    return rounded[order.argsort()].T.contiguous().to(weight.dtype)

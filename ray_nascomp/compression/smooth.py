@@ -67,10 +67,35 @@ def smooth(
     Raises:
         ConfigError: If a layer is not linear, alpha is out of range, or there are no batches.
     """
-    names = list(layers)
+    names, alphas = smoothable(network, layers, batches), checked_alphas(alpha)
+    if not names:
+        return {}
+    renamed = {}
+    for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches, with_covariance=False):
+        if observed.count:
+            renamed.update(smooth_observed(network, observed, alphas)[0])
+    return renamed
+
+
+def checked_alphas(alpha: float | Sequence[float]) -> list[float]:
+    """The values of `smooth`'s alpha.
+
+    Raises:
+        ConfigError: If one is out of range, or there is none.
+    """
     alphas = [float(value) for value in (alpha if isinstance(alpha, Sequence) else (alpha,))]
     if not alphas or not all(0 <= value <= 1 for value in alphas):
         raise ConfigError(f"alpha: {alpha!r} was given, numbers in 0..1 are allowed")
+    return alphas
+
+
+def smoothable(network: nn.Module, layers: Iterable[str], batches: Sequence[Any]) -> list[str]:
+    """The layers whose weight is theirs alone.
+
+    Raises:
+        ConfigError: If a layer is not linear, or there are no batches.
+    """
+    names = list(layers)
     for name in names:
         module = network.get_submodule(name)
         if not isinstance(module, nn.Linear):
@@ -82,20 +107,27 @@ def smooth(
         for _, module in network.named_modules(remove_duplicate=False)
         for parameter in module.parameters(recurse=False)
     )
-    names = [name for name in names if uses[id(network.get_submodule(name).weight)] == 1]
-    if not names:
-        return {}
+    return [name for name in names if uses[id(network.get_submodule(name).weight)] == 1]
+
+
+def smooth_observed(
+    network: nn.Module, observed: ObservedInput, alphas: Sequence[float]
+) -> tuple[dict[str, str], ObservedInput]:
+    """Smooths the layers that read one input, as `smooth` does, and says what reaches them then.
+
+    Args:
+        network: The network; changed in place.
+        observed: The input, seen at least once.
+        alphas: Values to choose from.
+    """
+    modules: list[Any] = [network.get_submodule(name) for name in observed.layers]
+    scales = _choose([module.weight.detach() for module in modules], observed, alphas)
     renamed = {}
-    for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches, with_covariance=False):
-        if not observed.count:
-            continue
-        modules: list[Any] = [network.get_submodule(name) for name in observed.layers]
-        scales = _choose([module.weight.detach() for module in modules], observed, alphas)
-        for name, module in zip(observed.layers, modules, strict=True):
-            module.weight.data *= scales.to(module.weight)
-            replace_module(network, name, nn.Sequential(Scale((1 / scales).to(module.weight)), module))
-            renamed[name] = f"{name}.1"
-    return renamed
+    for name, module in zip(observed.layers, modules, strict=True):
+        module.weight.data *= scales.to(module.weight)
+        replace_module(network, name, nn.Sequential(Scale((1 / scales).to(module.weight)), module))
+        renamed[name] = f"{name}.1"
+    return renamed, observed.scaled(1 / scales)
 
 
 def _choose(weights: list[Tensor], observed: ObservedInput, alphas: Sequence[float]) -> Tensor:

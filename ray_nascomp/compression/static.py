@@ -15,9 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ray_nascomp.compression.observe import observe_inputs, shared_inputs
-from ray_nascomp.compression.rounding import affine_range, channel_scales, fitted_scales, round_compensated
-from ray_nascomp.compression.smooth import ALPHAS, smooth
+from ray_nascomp.compression.observe import ObservedInput, observe_inputs, shared_inputs
+from ray_nascomp.compression.rounding import (
+    affine_range,
+    channel_scales,
+    error_spread,
+    fitted_scales,
+    round_compensated,
+)
+from ray_nascomp.compression.smooth import ALPHAS, checked_alphas, smooth_observed, smoothable
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.nni_adapter.quantization import WEIGHT_LIMIT, ActivationScale, Calibration, LayerScales
 
@@ -44,8 +50,17 @@ def quantize_linear(
     Raises:
         ConfigError: As in `smooth`.
     """
-    renamed = smooth(network, layers, batches, alpha)
-    return renamed, calibrate_linear(network, renamed.values(), batches)
+    names, alphas = smoothable(network, layers, batches), checked_alphas(alpha)
+    renamed: dict[str, str] = {}
+    calibration: Calibration = {}
+    if not names:
+        return renamed, calibration
+    for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches):
+        if observed.count:
+            smoothed, seen = smooth_observed(network, observed, alphas)
+            calibration.update(_round_layers(network, list(smoothed.values()), seen, 8, True))
+            renamed.update(smoothed)
+    return renamed, calibration
 
 
 def calibrate_linear(
@@ -74,20 +89,27 @@ def calibrate_linear(
         raise ConfigError("batches: none were given, at least one is needed to see the layers' inputs")
     calibration: Calibration = {}
     for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches):
-        if not observed.count or observed.covariance is None:
-            continue
-        inputs = affine_range(float(observed.lowest.min()), float(observed.highest.max()))
-        for name in observed.layers:
-            weight: Any = network.get_submodule(name).weight
-            found = weight_scales(weight, bits, ActivationScale(*inputs) if with_inputs else None)
-            if bits == 1:
-                rounded = torch.from_numpy(found.integers(weight.detach().numpy()) * found.weight[:, None])
-            else:
-                rounded = round_compensated(
-                    weight.detach(), torch.from_numpy(found.weight), found.limit, observed.covariance
-                )
-            weight.data.copy_(rounded)
-            calibration[name] = found
+        if observed.count:
+            calibration.update(_round_layers(network, observed.layers, observed, bits, with_inputs))
+    return calibration
+
+
+def _round_layers(
+    network: nn.Module, names: Sequence[str], observed: ObservedInput, bits: int, with_inputs: bool
+) -> Calibration:
+    """Rounds the weights of layers that read one input, in place."""
+    assert observed.covariance is not None
+    inputs = ActivationScale(*affine_range(float(observed.lowest.min()), float(observed.highest.max())))
+    spread = error_spread(observed.covariance) if bits > 1 else None
+    calibration: Calibration = {}
+    for name in names:
+        weight: Any = network.get_submodule(name).weight
+        calibration[name] = found = weight_scales(weight, bits, inputs if with_inputs else None)
+        if spread is None:
+            rounded = torch.from_numpy(found.integers(weight.detach().numpy()) * found.weight[:, None])
+        else:
+            rounded = round_compensated(weight.detach(), torch.from_numpy(found.weight), found.limit, spread)
+        weight.data.copy_(rounded)
     return calibration
 
 

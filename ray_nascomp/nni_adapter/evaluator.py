@@ -28,6 +28,7 @@ def make_evaluator(
     train: TrainingFunction,
     optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (torch.optim.SGD, {"lr": 0.0}),
     training_step: TrainingStep | None = None,
+    observed: Iterable[Any] | None = None,
 ) -> TorchEvaluator:
     """An evaluator for one compressor.
 
@@ -37,6 +38,7 @@ def make_evaluator(
         train: What NNI calls to train: (model, optimizer, step). It may train as it likes.
         optimizer: Class and arguments; NNI makes one over the wrapped parameters.
         training_step: Function (batch, model) -> loss; the task's loss if absent.
+        observed: Inputs that quantizers observe; those of the task's calibration batches if absent.
     """
 
     def training_function(
@@ -50,7 +52,7 @@ def make_evaluator(
 
     def observe(wrapped: nn.Module) -> float:
         predict = task.predict(wrapped)
-        for inputs, _ in task.calibration_batches():
+        for inputs in (inputs for inputs, _ in task.calibration_batches()) if observed is None else observed:
             predict(inputs)
         return 0.0
 

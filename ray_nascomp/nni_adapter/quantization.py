@@ -85,7 +85,10 @@ class QuantizationSession:
             observing.close()
         self._embeddings = RoundedEmbeddings(model, rows)
         config = quantizer_entries(layers, outputs, method, known)
-        self._evaluator = make_evaluator(model, task, train or no_training, optimizer, training_step)
+        # Ranges of weights show on any batch: no data is needed where all inputs' are known.
+        is_observing = method == "ptq" and any(layers[name] == 8 for name in fresh)
+        examples = None if is_observing else [task.example_inputs]
+        self._evaluator = make_evaluator(model, task, train or no_training, optimizer, training_step, examples)
         self._quantizer: Any = QUANTIZERS[method](model, config, self._evaluator)
         if method == "ptq":
             self._quantizer.compress(1, None)

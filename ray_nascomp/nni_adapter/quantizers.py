@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from nni.compression.quantization import PtqQuantizer, QATQuantizer
+from nni.compression.quantization.ptq_quantizer import compute_scale_zp
 from torch import Tensor
 
 from ray_nascomp.nni_adapter.scales import ActivationScale, Calibration, LayerScales
@@ -54,6 +55,12 @@ class Startable:
 class Ptq(Startable, PtqQuantizer):
     """NNI's post-training quantizer."""
 
+    def update_scale_zp(self) -> None:
+        """Scales of what has been observed; NNI fails where a layer was never reached."""
+        for _, _, space in self.targets():
+            if space.tracked_max is not None:
+                space.scale, space.zero_point = compute_scale_zp(space)
+
     def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`; layers without scales keep what was observed."""
         for layer, target, space in self.targets():
@@ -62,6 +69,7 @@ class Ptq(Startable, PtqQuantizer):
             device = next(space._wrapper.parameters()).device
             if target == WEIGHT:
                 space.scale = like_rows(torch.from_numpy(calibration[layer].weight), space.target).to(device)
+                space.zero_point = torch.zeros_like(space.scale)
                 continue
             activation = activation_of(calibration[layer], target)
             space.scale = torch.tensor(activation.scale, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx
@@ -52,7 +53,7 @@ def baseline_of(task: Task) -> Baseline:
     if task not in _baselines:
         content = export_dense(task)
         session = make_session(content)
-        value = task.evaluate(session_predictor(session, task.input_names))
+        value = task.evaluate(file_predictor(session, task))
         _baselines[task] = Baseline(value, content, session)
     return _baselines[task]
 
@@ -118,15 +119,17 @@ def evaluate_with_outputs(
     model: nn.Module | onnxruntime.InferenceSession, task: Task, data: Data | None = None
 ) -> tuple[float, torch.Tensor]:
     """The metric and the outputs, shape `(samples, ...)`."""
-    seen: list[torch.Tensor] = []
-    predict = task.predict(model) if isinstance(model, nn.Module) else session_predictor(model, task.input_names)
+    predict = task.predict(model) if isinstance(model, nn.Module) else file_predictor(model, task)
+    outputs, targets = task.outputs(predict, data or task.val_data)
+    return task.score(outputs, targets), outputs
 
-    def remember(inputs: object) -> torch.Tensor:
-        seen.append(predict(inputs))
-        return seen[-1]
 
-    value = task.evaluate(remember, data)
-    return value, torch.cat(seen)
+def file_predictor(session: onnxruntime.InferenceSession, task: Task) -> Callable[[object], torch.Tensor]:
+    """A file as a function from a batch's inputs to outputs; padding is left out where the file takes any length."""
+    predict = session_predictor(session, task.input_names)
+    if any(isinstance(length, int) for entry in session.get_inputs() for length in entry.shape[1:]):
+        return predict
+    return lambda inputs: predict(task.without_padding(inputs))
 
 
 def make_artifact(prepared: Prepared, proto: onnx.ModelProto, simulation: Simulation, task: Task) -> Artifact:

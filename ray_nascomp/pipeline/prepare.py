@@ -16,7 +16,7 @@ from ray_nascomp.compression.attention import find_attentions
 from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.compression.smooth import ALPHAS, Scale, smooth
 from ray_nascomp.compression.stand_ins import replace_module
-from ray_nascomp.compression.static import calibrate_linear
+from ray_nascomp.compression.static import quantize_linear
 from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.qdq import unfollowed_convolutions
 from ray_nascomp.deployment.recurrent import round_recurrent
@@ -25,7 +25,7 @@ from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSessio
 from ray_nascomp.pipeline.candidate import Candidate, train_all
 from ray_nascomp.tasks.base import Task
 
-_CALIBRATION_BATCHES = 8
+_CALIBRATION_SAMPLES = 256
 
 
 @dataclass
@@ -85,7 +85,14 @@ class Prepared:
 def prepare(candidate: Candidate, task: Task) -> Prepared:
     """A copy of the candidate's network, ready; the candidate keeps its own."""
     network = copy.deepcopy(candidate.network).cpu().eval()
-    smoothed = candidate.smoothed if candidate.is_prepared else _fold_and_smooth(network, candidate, task)
+    method, scales = candidate.plan.quantize.method, dict(candidate.calibration)
+    if candidate.is_prepared:
+        smoothed = candidate.smoothed
+    elif method == "ptq":
+        layers = _fold(network, candidate, task)
+        smoothed, scales = quantize_linear(network, layers, _calibration_inputs(task)) if layers else ({}, scales)
+    else:
+        smoothed = _fold_and_smooth(network, candidate, task)
     recurrent = {
         layer.name: candidate.bits[layer.name]
         for layer in candidate.spec.layers
@@ -93,10 +100,7 @@ def prepare(candidate: Candidate, task: Task) -> Prepared:
     }
     round_recurrent(network, recurrent)
     bits = {smoothed.get(name, name): value for name, value in candidate.bits.items() if name not in recurrent}
-    prepared = Prepared(network, bits, recurrent, candidate.plan.quantize.method, dict(candidate.calibration))
-    if smoothed and prepared.method == "ptq":
-        prepared.scales = calibrate_linear(network, smoothed.values(), _calibration_inputs(task))
-    return prepared
+    return Prepared(network, bits, recurrent, method, scales)
 
 
 def prepare_for_training(candidate: Candidate, task: Task) -> None:
@@ -149,16 +153,19 @@ def training_session(
 
 
 def _fold_and_smooth(network: nn.Module, candidate: Candidate, task: Task) -> dict[str, str]:
-    """In place; the names of smoothed layers: those of transformers, whose inputs have outliers."""
+    """In place; the names of smoothed layers."""
+    layers = _fold(network, candidate, task)
+    return smooth(network, layers, _calibration_inputs(task), ALPHAS) if layers else {}
+
+
+def _fold(network: nn.Module, candidate: Candidate, task: Task) -> list[str]:
+    """Folds in place; names of the layers to smooth: those of transformers, whose inputs have outliers."""
     fold_batch_norm(network, task.example_inputs)
     layers = [
         name for name, bits in candidate.bits.items() if bits == 8 and type(network.get_submodule(name)) is nn.Linear
     ]
-    if not layers or not find_attentions(network):
-        return {}
-    return smooth(network, layers, _calibration_inputs(task), ALPHAS)
+    return layers if layers and find_attentions(network) else []
 
 
 def _calibration_inputs(task: Task) -> list[object]:
-    batches = zip(task.calibration_batches(), range(_CALIBRATION_BATCHES), strict=False)
-    return [inputs for (inputs, _), _ in batches]
+    return task.calibration_inputs(_CALIBRATION_SAMPLES)

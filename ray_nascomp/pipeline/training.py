@@ -116,7 +116,7 @@ class Trainer:
 
     def loss(self, batch: Batch, network: nn.Module) -> Tensor:
         """The task's loss, mixed with the distillation loss."""
-        inputs, targets = to_device(batch, network)
+        inputs, targets = to_device((self._task.without_padding(batch[0]), batch[1]), network)
         distill = self._stage.distill
         clean = inputs
         if self._teacher is not None and distill.noise and network.training:
@@ -176,15 +176,17 @@ class _Teacher:
     """The task's own model's outputs; computed once a sample where samples are always the same."""
 
     def __init__(self, task: Task) -> None:
+        self._task = weakref.ref(task)  # Teachers are forgotten with their tasks.
         self._predict = task.predict(task.model)
         self._known: Tensor | None = None
-        if task.train_data.is_fixed:
-            self._known = torch.cat([self._predict(inputs) for inputs, _ in task.train_data.batches(256)])
 
     def outputs(self, inputs: object, indices: Tensor | None) -> Tensor:
-        if self._known is not None and indices is not None:
-            return self._known[indices]
-        return self._predict(inputs)
+        task = self._task()
+        if indices is None or task is None or not task.train_data.is_fixed:
+            return self._predict(inputs)
+        if self._known is None:  # Trials that end before they are trained never need it.
+            self._known, _ = task.outputs(self._predict, task.train_data)
+        return self._known[indices]
 
 
 _teachers: weakref.WeakKeyDictionary[Task, _Teacher] = weakref.WeakKeyDictionary()

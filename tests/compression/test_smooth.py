@@ -11,6 +11,7 @@ from ray_nascomp.compression.observe import observe_inputs, shared_inputs
 from ray_nascomp.compression.rounding import (
     affine_range,
     channel_scales,
+    error_spread,
     round_affine,
     round_compensated,
     round_nearest,
@@ -147,7 +148,7 @@ def test_compensated_rounding_leaves_a_fraction_of_the_error(limit):
     covariance = (inputs.T @ inputs / len(inputs)).double()
     exact = inputs @ weight.T
     nearest = round_nearest(weight, scales, limit)
-    compensated = round_compensated(weight, scales, limit, covariance)
+    compensated = round_compensated(weight, scales, limit, error_spread(covariance))
     integers = (compensated / scales[:, None]).numpy()
     assert np.abs(integers - integers.round()).max() < 1e-3
     assert np.abs(integers).max() < limit + 0.5
