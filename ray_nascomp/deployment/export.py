@@ -13,7 +13,9 @@ from torch import nn
 from ray_nascomp.deployment.axes import Axes, batch_axes, resized, sequence_axes
 from ray_nascomp.deployment.exporters import Exporter, exporters_for
 from ray_nascomp.deployment.runtime import make_session, run_session
+from ray_nascomp.deployment.scaling import insert_scales, without_scales
 from ray_nascomp.deployment.sharing import share_weights
+from ray_nascomp.deployment.templates import Build, Template, Templates
 from ray_nascomp.errors import NonFiniteModelError
 from ray_nascomp.tasks.calling import call, map_tensors, tensors_of
 
@@ -21,6 +23,9 @@ _TOLERANCE = 1e-3
 
 _worked: dict[tuple[object, ...], tuple[Exporter, bool]] = {}
 """Kind of model -> what exported it last, and whether the sequence was left open: tried first, to save time."""
+_templates = Templates()
+
+Names = tuple[str, ...]
 
 
 class ExportError(RuntimeError):
@@ -59,21 +64,64 @@ def export_onnx(model: nn.Module, example_inputs: Any, input_names: tuple[str, .
     failures = []
     for exporter, is_open in ways:
         axes = sequence if is_open and sequence is not None else batch_axes(inputs)
-        try:
-            proto = exporter.export(model, inputs, input_names, axes)
-            share_weights(proto.graph)
-            _verify(proto, model, inputs, input_names, axes)
-        except NonFiniteModelError:
-            raise
-        except Exception as error:
-            failures.append(f"{exporter}: {type(error).__name__}: {str(error)[:300]}")
-        else:
-            _worked[kind] = (exporter, is_open)
-            _name_axes(proto, input_names, axes)
-            # Without the exporter's notes on inner shapes the runtime finds its own, and plans faster runs.
-            del proto.graph.value_info[:]
-            return proto
+        for export in (_fill, _export, _export_scaled):
+            try:
+                proto = export(exporter, model, inputs, input_names, axes)
+                if proto is None:
+                    continue
+                share_weights(proto.graph)
+                _verify(proto, model, inputs, input_names, axes)
+            except NonFiniteModelError:
+                raise
+            except Exception as error:
+                _templates.fails(_build(exporter, model, axes))
+                failures.append(f"{exporter}: {type(error).__name__}: {str(error)[:300]}")
+            else:
+                _worked[kind] = (exporter, is_open)
+                return proto
     raise ExportError("the model cannot be exported to ONNX; " + "; ".join(failures))
+
+
+def _fill(exporter: Exporter, model: nn.Module, _inputs: Any, _names: Names, axes: Axes) -> onnx.ModelProto | None:
+    """A graph that is known already, with the model's weights."""
+    with without_scales(model) as scales:
+        template = _templates.get(_build(exporter, model, axes))
+        proto = template.fill(model) if template is not None else None
+    if proto is not None:
+        insert_scales(proto.graph, scales)
+    return proto
+
+
+def _export(exporter: Exporter, model: nn.Module, inputs: Any, names: Names, axes: Axes) -> onnx.ModelProto:
+    """A new graph, kept for other models where it takes its time."""
+    with without_scales(model) as scales:
+        proto = _new_graph(exporter, model, inputs, names, axes)
+        if exporter.name == "dynamo":
+            _templates.add(_build(exporter, model, axes), Template.of(proto, model))
+    insert_scales(proto.graph, scales)
+    return proto
+
+
+def _export_scaled(
+    exporter: Exporter, model: nn.Module, inputs: Any, names: Names, axes: Axes
+) -> onnx.ModelProto | None:
+    """A new graph of a model with smoothed layers as they are, for graphs in which these are not found."""
+    with without_scales(model) as scales:
+        pass
+    return _new_graph(exporter, model, inputs, names, axes) if scales else None
+
+
+def _new_graph(exporter: Exporter, model: nn.Module, inputs: Any, names: Names, axes: Axes) -> onnx.ModelProto:
+    proto = exporter.export(model, inputs, names, axes)
+    _name_axes(proto, names, axes)
+    # Without the exporter's notes on inner shapes the runtime finds its own, and plans faster runs.
+    del proto.graph.value_info[:]
+    return proto
+
+
+def _build(exporter: Exporter, model: nn.Module, axes: Axes) -> Build:
+    with without_scales(model):
+        return Build.of(model, (exporter, tuple(tuple(own.items()) for own in axes)))
 
 
 def _name_axes(proto: onnx.ModelProto, names: tuple[str, ...], axes: Axes) -> None:

@@ -20,16 +20,14 @@ def share_weights(graph: onnx.GraphProto) -> None:
     kept: dict[tuple[tuple[int, ...], bytes], str] = {}
     turned: dict[str, str] = {}
     renamed: dict[str, str] = {}
-    for initializer in graph.initializer:
-        if len(initializer.dims) != 2 or initializer.dims[0] * initializer.dims[1] < _LEAST:
-            continue
-        matrix = numpy_helper.to_array(initializer)
-        if (same := kept.get(_key(matrix))) is not None:
-            renamed[initializer.name] = same
-        elif (other := kept.get(_key(matrix.T))) is not None:
-            turned[initializer.name] = other
-        else:
-            kept[_key(matrix)] = initializer.name
+    for alike in _alike(graph):
+        for name, matrix in alike:
+            if (same := kept.get(_key(matrix))) is not None:
+                renamed[name] = same
+            elif (other := kept.get(_key(matrix.T))) is not None:
+                turned[name] = other
+            else:
+                kept[_key(matrix)] = name
     if not renamed and not turned:
         return
     for node in graph.node:
@@ -42,6 +40,18 @@ def share_weights(graph: onnx.GraphProto) -> None:
     del graph.initializer[:]
     graph.node.extend(copies[: len(nodes)])
     graph.initializer.extend(copies[len(nodes) :])
+
+
+def _alike(graph: onnx.GraphProto) -> list[list[tuple[str, np.ndarray]]]:
+    """Matrices that could equal each other or each other's transpose, by their sizes, first and last elements."""
+    groups: dict[tuple[object, ...], list[tuple[str, np.ndarray]]] = {}
+    for initializer in graph.initializer:
+        if len(initializer.dims) != 2 or initializer.dims[0] * initializer.dims[1] < _LEAST:
+            continue
+        matrix = numpy_helper.to_array(initializer)
+        corners = matrix[0, 0].tobytes(), matrix[-1, -1].tobytes()
+        groups.setdefault((*sorted(matrix.shape), *corners), []).append((initializer.name, matrix))
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _key(matrix: np.ndarray) -> tuple[tuple[int, ...], bytes]:
