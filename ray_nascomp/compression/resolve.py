@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ray_nascomp import registry
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.factor_shapes import max_useful_rank
 from ray_nascomp.plan import ALL, CompressionPlan, LowRankStage, PruneStage, QuantizeStage
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from ray_nascomp.model_spec import GroupSpec
     from ray_nascomp.tasks.base import Task
 
 
@@ -34,6 +32,7 @@ class Resolver:
         self._spec = task.spec
         self._fingerprint = task.fingerprint
         self._bits: dict[tuple[str, float], dict[str, int]] = {}
+        self._scores: dict[str, dict[str, np.ndarray]] = {}
 
     def resolve(self, plan: CompressionPlan) -> CompressionPlan:
         """The plan with numbers in place of what depends on weights.
@@ -58,17 +57,19 @@ class Resolver:
     def _prune(self, stage: PruneStage) -> PruneStage:
         """The least important units of all groups go; each group keeps at least one."""
         share = stage.sparsity.get(ALL, 0.0)
-        names = list(self._unit_norms)
-        norms = [self._unit_norms[name] for name in names]
-        owners = np.concatenate([np.full(len(values), index) for index, values in enumerate(norms)])
-        everything = np.concatenate(norms)
-        # The largest unit of a group stays, whatever the others' are.
-        for index, values in enumerate(norms):
+        if stage.method not in self._scores:
+            self._scores[stage.method] = self._score(stage.method)
+        names = list(self._scores[stage.method])
+        scores = [self._scores[stage.method][name] for name in names]
+        owners = np.concatenate([np.full(len(values), index) for index, values in enumerate(scores)])
+        everything = np.concatenate(scores)
+        # The best unit of a group stays, whatever the others' are.
+        for index, values in enumerate(scores):
             everything[np.flatnonzero(owners == index)[values.argmax()]] = np.inf
         gone = np.argsort(everything, kind="stable")[: round(share * len(everything))]
         gone = gone[np.isfinite(everything[gone])]
         counts = np.bincount(owners[gone], minlength=len(names))
-        shares = zip(names, counts.tolist(), norms, strict=True)
+        shares = zip(names, counts.tolist(), scores, strict=True)
         sparsity = {name: count / len(values) for name, count, values in shares if count}
         return replace(stage, sparsity=sparsity, scope="group")
 
@@ -94,12 +95,19 @@ class Resolver:
             self._bits[key] = adaptive_bits(self._task(), stage.method, stage.budget)
         return replace(stage, bits=self._bits[key], budget=None)
 
-    @cached_property
-    def _unit_norms(self) -> dict[str, np.ndarray]:
-        """Norm of each unit's weights, relative to the mean of its group; group name -> shape `(width,)`."""
-        model = self._task().network({})
-        norms = {group.name: _unit_norm(model, group) for group in self._spec.prunable_groups}
-        return {name: values / max(float(values.mean()), 1e-12) for name, values in norms.items()}
+    def _score(self, method: str) -> dict[str, np.ndarray]:
+        """The method's own scores of units, as multiples of their mean size in the group."""
+        from ray_nascomp.nni_adapter.pruning import unit_scores
+
+        task = self._task()
+        model, groups = task.network({}), self._spec.prunable_groups
+        own = registry.registered("pruner").get(method)
+        if own is not None:
+            found = own().importance(model, task, {group.name: group for group in groups}, 0)
+            scores = {group.name: np.asarray(found[group.name], float) for group in groups}
+        else:
+            scores = unit_scores(model, task, method, groups, 0, self._spec)
+        return {name: values / max(float(np.abs(values).mean()), 1e-30) for name, values in scores.items()}
 
     @cached_property
     def _spectra(self) -> dict[str, Any]:
@@ -117,15 +125,3 @@ class Resolver:
         if task is None:
             raise ConfigError("the task is no longer there; keep it while costs that depend on weights are asked for")
         return task
-
-
-def _unit_norm(model: nn.Module, group: GroupSpec) -> np.ndarray:
-    if group.columns_of is not None:
-        weight: Any = model.get_submodule(group.columns_of).weight
-        squares = weight.detach().cpu().double().pow(2).sum(0).reshape(group.width, -1).sum(1)
-        return np.sqrt(squares.numpy())
-    total = np.zeros(group.width)
-    for layer in group.layers:
-        weight = model.get_submodule(layer).weight
-        total += weight.detach().cpu().double().flatten(1).pow(2).sum(1).numpy()
-    return np.sqrt(total)

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from nni.compression import TorchEvaluator, pruning
 from torch import Tensor, nn
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.model_spec import ModelSpec
+from ray_nascomp.model_spec import GroupSpec, ModelSpec
 from ray_nascomp.nni_adapter.evaluator import make_evaluator, no_training, train_on
 from ray_nascomp.nni_adapter.mends import mend_groups_of_mixed_layers
 from ray_nascomp.nni_adapter.pruning_targets import GroupCounts, Masks, decisive_layers, group_entries, read_removed
@@ -78,6 +79,38 @@ def channels_to_remove(
         config = [entry for group, count in some.values() for entry in group_entries(model, group, count, method, spec)]
         removed.update(read_removed(_masks(model, task, method, config, seed), some, method, spec))
     return {name: removed[name] for name in wanted}
+
+
+def unit_scores(
+    model: nn.Module, task: Task, method: str, groups: Iterable[GroupSpec], seed: int, spec: ModelSpec
+) -> dict[str, np.ndarray]:
+    """How important NNI's pruner finds each unit.
+
+    Args:
+        model: The model; its weights stay as they are.
+        task: Data and loss, for the pruners that look at gradients.
+        method: A method of `CHANNEL_METHODS`.
+        groups: The groups.
+        seed: Order of the training batches, dropout.
+        spec: The model's structure.
+
+    Returns:
+        Group name -> scores of shape `(width,)`, the mean over the layers that decide; the lowest units go
+        first. Those of movement may be negative.
+
+    Raises:
+        ConfigError: For an unknown method.
+    """
+    check_method(method, CHANNEL_METHODS)
+    wanted = {group.name: (group, 1) for group in groups}
+    scores = {}
+    for some in _without_shared_layers(wanted, method, spec):
+        config = [entry for group, count in some.values() for entry in group_entries(model, group, count, method, spec)]
+        metrics = _compress(model, task, method, config, seed)[1] if config else {}
+        for name, (group, _) in some.items():
+            layers = [metrics[layer]["weight"].flatten() for layer in decisive_layers(group, method, spec)]
+            scores[name] = torch.stack(layers).double().mean(0).cpu().numpy()
+    return scores
 
 
 def weight_masks(
@@ -152,18 +185,33 @@ def make_pruner(
 
 
 def _masks(model: nn.Module, task: Task, method: str, config: list[dict[str, Any]], seed: int) -> Masks:
-    """Runs a pruner on a copy."""
+    """The masks of a pruner that is run on a copy."""
+    return _compress(model, task, method, config, seed)[0]
+
+
+def _compress(
+    model: nn.Module, task: Task, method: str, config: list[dict[str, Any]], seed: int
+) -> tuple[Masks, dict[str, dict[str, Tensor]]]:
+    """Runs a pruner on a copy; its masks, and the scores that they follow from."""
     model = copy.deepcopy(model)
     steps = _STEPS.get(method, 0)
     rate = _LEARNING_RATES.get(method, 0.0)
     train = train_on(itertools.islice(_endless(task, seed), steps)) if steps else no_training
     evaluator = make_evaluator(model, task, train, (torch.optim.SGD, {"lr": rate}))
+    scores: dict[str, dict[str, Tensor]] = {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         pruner = make_pruner(method, model, config, evaluator, steps)
+        generate = pruner._generate_sparsity
+
+        def note(found: dict[str, dict[str, Tensor]]) -> Any:
+            scores.update(found)
+            return generate(found)
+
+        pruner._generate_sparsity = note
         scheduled = isinstance(pruner, pruning.MovementPruner)
         _, masks = pruner.compress(steps, None) if scheduled else pruner.compress()
-    return masks
+    return masks, scores
 
 
 def _endless(task: Task, seed: int) -> Iterator[Batch]:

@@ -44,7 +44,8 @@ class PruneStage:
         sparsity: Group name, or "*" for all others -> share of channels, heads or weights to
             remove, in [0, 1).
         scope: "group": each group loses its own share; "global": the sparsity "*" is a share of all
-            groups' units together, the least important ones by the norm of their weights.
+            groups' units together, the least important ones by the method's own scores, as multiples of
+            their mean in the group.
         schedule: "one_shot", or gradually while the network is trained for an epoch: "linear", or
             "agp" (Zhu and Gupta 2017, arXiv 1710.01878), or "fused": as "agp", in NNI's one run
             with distillation and the plan's quantizer.

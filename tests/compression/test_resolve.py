@@ -17,20 +17,40 @@ def task():
     return nc.Task(PlainNet(), DATA, DATA)
 
 
-def test_a_global_sparsity_takes_the_least_important_units_of_all_groups(task):
+@pytest.mark.parametrize(("method", "order"), [("l1_norm", 1), ("l2_norm", 2)])
+def test_a_global_sparsity_takes_the_least_important_units_of_all_groups(task, method, order):
     costs = nc.CostModel(task)
-    plan = costs.plan({"prune": {"scope": "global", "sparsity": 0.4}})
+    plan = costs.plan({"prune": {"method": method, "scope": "global", "sparsity": 0.4}})
     counts = costs.removed(plan)
     widths = {group.name: group.width for group in task.spec.prunable_groups}
     assert sum(counts.values()) == round(0.4 * sum(widths.values()))
     assert all(counts[name] < width for name, width in widths.items())
     norms = []
     for group in task.spec.prunable_groups:
-        weight = task.model.get_submodule(group.name).weight.detach().flatten(1).norm(dim=1)
+        weight = task.model.get_submodule(group.name).weight.detach().flatten(1).norm(order, dim=1)
         norms += (weight / weight.mean()).tolist()
     threshold = sorted(norms)[sum(counts.values()) - 1]
-    first = task.model.get_submodule("hidden").weight.detach().norm(dim=1)
+    first = task.model.get_submodule("hidden").weight.detach().norm(order, dim=1)
     assert counts["hidden"] == int((first / first.mean() <= threshold + 1e-6).sum())
+
+
+def test_a_global_sparsity_follows_the_method():
+    torch.manual_seed(0)
+    network = PlainNet()
+    with torch.no_grad():
+        # Large weights, which nothing reads: important by their norm, not by their effect on the loss.
+        network.hidden.weight[:10] *= 20
+        network.head.weight[:, :10] = 0
+    own = nc.Task(network, DATA, DATA)
+    costs = nc.CostModel(own)
+    config = {"prune": {"scope": "global", "sparsity": 0.3}}
+    found = {}
+    for method in ("l1_norm", "taylor", "movement"):
+        plan = costs.plan({"prune": {**config["prune"], "method": method}})
+        found[method] = costs.removed(plan)
+        assert sum(found[method].values()) == 12
+    assert found["taylor"]["hidden"] >= 10
+    assert found["l1_norm"] != found["taylor"] != found["movement"]
 
 
 def test_a_kept_energy_becomes_a_rank_for_each_layer_that_gets_smaller(task):
