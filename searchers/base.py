@@ -33,6 +33,7 @@ CostFunction = Callable[[Mapping[str, Any]], Mapping[str, float]]
 _TRIES = 64
 _RANDOM_TRIES = 2000
 _KNOWN_LIMIT = 20_000
+_SPREAD_DRAWS = 12
 
 
 class GoalSearcher(SavedSearcher):
@@ -203,6 +204,25 @@ class GoalSearcher(SavedSearcher):
         for row, key in enumerate(fresh):
             metrics = {name: float(values[row]) for name, values in table.items()}
             self._known[key] = None if any(map(math.isnan, metrics.values())) else self._within_bounds(metrics)
+
+    def spread(self) -> dict[str, Any]:
+        """A random config, of several the one whose known costs are farthest from all others'."""
+        draws = [self.space.sample(self.rng) for _ in range(_SPREAD_DRAWS if self.cost_model else 1)]
+        self.foresee(draws)
+        draws = [d for d in draws if self.known_metrics(d) is not None] or draws[:1]
+        others = [*(o.config for o in self.observations), *self.pending]
+        costs = [self._known_losses(config) for config in (*draws, *others)]
+        if len(draws) == 1 or not others or not costs[0].size:
+            return draws[0]
+        table = np.stack(costs)
+        span = np.ptp(table, axis=0)
+        table = table / np.where(span > 0, span, 1.0)
+        distances = np.linalg.norm(table[: len(draws), None] - table[None, len(draws) :], axis=2).min(axis=1)
+        return draws[int(np.argmax(distances))]
+
+    def _known_losses(self, config: Mapping[str, Any]) -> np.ndarray:
+        known = self.known_metrics(config) or {}
+        return np.array([known[o.metric] * o.sign for o in self.goal.objectives if o.metric in known])
 
     def known_features(self, configs: Sequence[Mapping[str, Any]], scaled_by: int) -> np.ndarray:
         """All that the cost model knows of configs as inputs of a model, shape `(configs, known)`.

@@ -34,6 +34,7 @@ _POOL = 160
 _RANDOM_SHARE = 0.25
 _BASELINE = 24
 _CROSSOVER = 0.4
+_COST_SPREAD = 0.25
 _FIT_ROWS = 256
 _FIT_STEPS = 60
 # A process costs the cube of its rows: a search of thousands of trials learns from the best and the newest.
@@ -86,7 +87,7 @@ class BayesianSearch(GoalSearcher):
         finals = self.final_observations()
         usable = [o for o in finals if np.isfinite(self.goal.losses(o.metrics)).all()]
         if len(usable) < 3 or len(self.observations) + len(self._pending) < self._initial:
-            return self.space.sample(self.rng)
+            return self.spread()
         pool = self._pool(usable)
         if not pool:
             return self.space.sample(self.rng)
@@ -178,11 +179,10 @@ class BayesianSearch(GoalSearcher):
     def _due(self) -> int:
         """Number of observations if hyperparameters have to be fitted again, else 0."""
         count = len(self.observations)
-        step = 3 if count < 40 else count // 8
+        step = max(4, count // 8)
         return count if not self._fitted_at or count - self._fitted_at >= step else 0
 
     def _model(self, metric: str, inputs: _Inputs, column: int) -> SingleTaskGP:
-        import torch
         from botorch.exceptions.warnings import OptimizationWarning
         from botorch.optim.fit import fit_gpytorch_mll_scipy
         from gpytorch.mlls import ExactMarginalLogLikelihood
@@ -190,6 +190,8 @@ class BayesianSearch(GoalSearcher):
         if self._due() or metric not in self._hyperparameters:
             rows = np.linspace(0, len(inputs.train) - 1, min(_FIT_ROWS, len(inputs.train))).astype(int)
             fitted = inputs.process(column, rows)
+            if metric in self._hyperparameters:
+                _set_parameters(fitted, self._hyperparameters[metric])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", OptimizationWarning)
                 fit_gpytorch_mll_scipy(
@@ -197,11 +199,16 @@ class BayesianSearch(GoalSearcher):
                 )
             self._hyperparameters[metric] = {name: value.tolist() for name, value in fitted.named_parameters()}
         model: SingleTaskGP = inputs.process(column, np.arange(len(inputs.train)))
-        for name, parameter in model.named_parameters():
-            value = self._hyperparameters[metric][name]
-            parameter.data = torch.tensor(value, dtype=torch.double).reshape(parameter.shape)
+        _set_parameters(model, self._hyperparameters[metric])
         model.eval()
         return model
+
+
+def _set_parameters(model: SingleTaskGP, values: Mapping[str, Any]) -> None:
+    import torch
+
+    for name, parameter in model.named_parameters():
+        parameter.data = torch.tensor(values[name], dtype=torch.double).reshape(parameter.shape)
 
 
 def _column(position: int, rows: torch.Tensor) -> torch.Tensor:
@@ -212,7 +219,8 @@ class _Inputs:
     """Configs and results as the models see them.
 
     A row holds the encoded dimensions (unordered categoricals one-hot), the share of the full
-    length, and then the known metrics, standardised; the processes see all but the last part.
+    length, all known metrics in the scale of the dimensions, and then the goal's known metrics,
+    standardised; the processes see all but the last part.
     """
 
     def __init__(self, searcher: BayesianSearch, usable: list[Observation]) -> None:
@@ -220,6 +228,7 @@ class _Inputs:
 
         self._searcher = searcher
         self.known = [m for m in searcher.goal.metrics if m in (searcher.known_metrics(usable[0].config) or {})]
+        self._usable = [o.config for o in usable]
         final = self._metrics_of([o.metrics for o in usable])
         self._mean = np.array([np.mean(c[np.isfinite(c)]) if np.isfinite(c).any() else 0.0 for c in final.T])
         deviation = [np.std(c[np.isfinite(c)]) if np.isfinite(c).any() else 0.0 for c in final.T]
@@ -242,7 +251,9 @@ class _Inputs:
         length = np.ones(len(configs)) if shares is None else np.array(shares)
         positions = [self._searcher.goal.metrics.index(metric) for metric in self.known]
         costs = self._standardised([self._searcher.known_metrics(config) or {} for config in configs])[:, positions]
-        return torch.from_numpy(np.concatenate([features, length[:, None], costs], axis=1))
+        every = self._searcher.known_features([*self._usable, *configs], scaled_by=len(self._usable))
+        inputs = 0.5 + _COST_SPREAD * every[len(self._usable) :]
+        return torch.from_numpy(np.concatenate([features, length[:, None], inputs, costs], axis=1))
 
     def scaled(self, metrics: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """The goal's metrics, each standardised by the final results, shape `(results, metrics)`."""

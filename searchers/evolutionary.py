@@ -26,8 +26,8 @@ from ray_nascomp.searchers.operators import Variation
 from ray_nascomp.searchers.screening import Screen
 from ray_nascomp.searchers.surrogate import NeighbourSurrogate
 
-_CHILDREN = 16
-_INITIAL_DRAWS = 12
+_CHILDREN = 24
+_COST_SPREAD = 0.25
 _CROSSOVER = 0.6
 # The population lies among the newest: what is older says little about its children.
 _LEARNT = 400
@@ -88,6 +88,7 @@ class EvolutionarySearch(GoalSearcher):
         self._parents: np.ndarray | None = None
         self._brood = _CHILDREN
         self._surrogate: NeighbourSurrogate | None = None
+        self._learnt: list[Mapping[str, Any]] = []
         self._screen: tuple[Screen, list[str]] | None = None
 
     @cached_property
@@ -99,7 +100,7 @@ class EvolutionarySearch(GoalSearcher):
         """A random config at first, then the most promising of a batch of children."""
         finals = self.final_positions()
         if len(finals) < 4 or len(self.observations) + len(self._pending) < self._initial:
-            return self._spread()
+            return self.spread()
         parents = self._population()
         if not self._screening:
             return self._children(parents, 1)[0]
@@ -124,9 +125,16 @@ class EvolutionarySearch(GoalSearcher):
             finals = self.final_positions()
             targets = self.metric_table(finals)[:, [self.goal.metrics.index(metric) for metric in unknown]]
             usable = np.flatnonzero(np.isfinite(targets).all(axis=1))[-_LEARNT:]
-            encoded, _, _ = self.table([finals[row] for row in usable])
-            self._surrogate = NeighbourSurrogate(self.space.features(encoded), targets[usable])
-        return self._surrogate.predict(self.space.features(self.space.encode(configs)))
+            self._learnt = [self.observations[finals[row]].config for row in usable]
+            self._surrogate = NeighbourSurrogate(self._inputs([]), targets[usable])
+        return self._surrogate.predict(self._inputs(configs)[len(self._learnt) :])
+
+    def _inputs(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """What the surrogate sees: of the configs it learns from, then of others."""
+        every = [*self._learnt, *configs]
+        features = self.space.features(self.space.encode(every))
+        costs = self.known_features(every, scaled_by=len(self._learnt))
+        return np.concatenate([features, 0.5 + _COST_SPREAD * costs], axis=1)
 
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
         """The population and the surrogate have something new to learn."""
@@ -150,25 +158,6 @@ class EvolutionarySearch(GoalSearcher):
             chosen = getattr(survivals, self._survival)(losses, violations, self._population_size)
             self._parents = encoded[chosen]
         return self._parents
-
-    def _spread(self) -> dict[str, Any]:
-        """A random config, of several the one whose known costs are farthest from all others'."""
-        draws = [self.space.sample(self.rng) for _ in range(_INITIAL_DRAWS if self.cost_model else 1)]
-        self.foresee(draws)
-        draws = [d for d in draws if self.known_metrics(d) is not None] or draws[:1]
-        others = [*(o.config for o in self.observations), *self.pending]
-        costs = [self._known_losses(config) for config in (*draws, *others)]
-        if len(draws) == 1 or not others or not costs[0].size:
-            return draws[0]
-        table = np.stack(costs)
-        span = np.ptp(table, axis=0)
-        table = table / np.where(span > 0, span, 1.0)
-        distances = np.linalg.norm(table[: len(draws), None] - table[None, len(draws) :], axis=2).min(axis=1)
-        return draws[int(np.argmax(distances))]
-
-    def _known_losses(self, config: Mapping[str, Any]) -> np.ndarray:
-        known = self.known_metrics(config) or {}
-        return np.array([known[o.metric] * o.sign for o in self.goal.objectives if o.metric in known])
 
     def _children(self, parents: np.ndarray, count: int) -> list[dict[str, Any]]:
         """Children of the population, some of one parent and some of two."""

@@ -102,7 +102,7 @@ class GNNPredictorSearch(EvolutionarySearch):
         super().load_own_state(state)
         self._fitted_at, self._ensemble = state["fitted_at"], None
         if saved := state["ensemble"]:
-            members, _, width, _ = np.shape(saved["weights"]["encode"])
+            width = np.shape(saved["weights"]["encode"])[2]
             extra = np.shape(saved["weights"]["linear"])[1] - len(self.graph.nodes) * width
             self._ensemble = self._made(width, extra, len(saved["scale"][0]), np.random.default_rng(0))
             self._ensemble.load(saved)

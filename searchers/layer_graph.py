@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_nascomp.model_spec import ModelSpec
-from ray_nascomp.space import Dimension, Space
+from ray_nascomp.model_spec import LayerSpec, ModelSpec
+from ray_nascomp.space import Dimension, Role, Space
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class LayerGraph:
         layers = [] if spec is None else [layer for layer in spec.layers if layer.kind not in ("norm", "batch_norm")]
         found = []
         for layer in layers:
-            names = {layer.config_name, layer.name, layer.out_group}
-            own = tuple(i for i, d in enumerate(space.dimensions) if d.target in names)
+            own = tuple(i for i, d in enumerate(space.dimensions) if d.target and d.target == _owner(layer, d.role))
             if own:
                 found.append((layer, own))
         placed = {index for _, own in found for index in own}
@@ -54,6 +53,11 @@ class LayerGraph:
         blocks = [np.concatenate([columns[i] for i in own], axis=1) for own in self.nodes]
         width = max(block.shape[1] for block in blocks)
         return np.stack([np.pad(block, ((0, 0), (0, width - block.shape[1]))) for block in blocks], axis=1)
+
+
+def _owner(layer: LayerSpec, role: Role) -> str | None:
+    """What a layer's value of a role is called in configs: a sparsity is its group's, all else its own."""
+    return layer.out_group if role is Role.SPARSITY else layer.config_name
 
 
 def _columns(dimension: Dimension, column: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ and more, where almost everything is non-dominated.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import comb
 
 import numpy as np
 
@@ -69,10 +70,12 @@ def nsga3(losses: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:
 @lru_cache(maxsize=8)
 def _directions(objectives: int, count: int) -> np.ndarray:
     """At most `count` evenly spread directions (Das and Dennis 1998), shape `(directions, objectives)`."""
-    from pymoo.util.ref_dirs.das_dennis import das_dennis, get_partition_closest_to_points
+    from pymoo.util.ref_dirs import get_reference_directions
 
-    partitions = max(1, get_partition_closest_to_points(count, objectives))
-    return np.asarray(das_dennis(partitions, objectives))
+    partitions = 1
+    while comb(partitions + objectives, objectives - 1) <= count:
+        partitions += 1
+    return np.asarray(get_reference_directions("das-dennis", objectives, n_partitions=partitions))
 
 
 def _crowding_distance(losses: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from ray import tune
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Constraint, Goal, Objective
 from ray_nascomp.pareto import normalised_hypervolume
-from ray_nascomp.space import bits, sparsity, when
+from ray_nascomp.space import bits as choose_bits
+from ray_nascomp.space import sparsity, when
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def mixed(groups: int = 10, seed: int = 1) -> Problem:
             "sparsity": {f"layer{i}": sparsity() for i in range(groups)},
             "method": tune.choice(["a", "b", "c"]),
         },
-        "quantize": {"bits": {f"layer{i}": bits([4, 8, 32]) for i in range(4)}},
+        "quantize": {"bits": {f"layer{i}": choose_bits([4, 8, 32]) for i in range(4)}},
         "finetune": {"lr": tune.loguniform(1e-4, 1e-1)},
         "constant": 7,
     }
@@ -130,3 +131,51 @@ def conditional() -> Problem:
     losses = np.array([[1 - width / 10, width] for width in range(7)])
     best = normalised_hypervolume(losses, np.zeros(2), np.array([2.0, 10.0]))
     return Problem("conditional", goal, space, evaluate, price, (0.0, 0.0), (2.0, 10.0), best)
+
+
+def ordinal(layers: int = 14, seed: int = 2) -> tuple[Problem, list[dict[str, float]]]:
+    """Two ordered dimensions a layer, sparsity and bits, and accuracy against size; the size is known.
+
+    Layers differ in size and in sensitivity, as a network's do. What a layer loses depends on that
+    layer alone, so that the best plans at any price of a byte are found layer by layer.
+
+    Args:
+        layers: Number of layers; the space has twice as many dimensions.
+        seed: Seed of sizes and sensitivities.
+
+    Returns:
+        The problem, and the supported points of its front: those that are best for some price.
+    """
+    rng = np.random.default_rng(seed)
+    sizes, sensitivity = rng.uniform(0.2, 3, layers), rng.uniform(0.2, 3, layers)
+    levels, widths = np.arange(10) / 10, np.array([2, 4, 8, 16, 32])
+    noise = {2: 0.5, 4: 0.1, 8: 0.01, 16: 0.001, 32: 0.0}
+
+    def metrics(removed: np.ndarray, bits: np.ndarray) -> dict[str, float]:
+        size = float((sizes * (1 - removed) * bits / 32).sum() / sizes.sum())
+        damage = (sensitivity * (removed**3 + np.array([noise[int(b)] for b in bits]))).sum() / sensitivity.sum()
+        return {"accuracy": float(np.exp(-2 * damage)), "size": size}
+
+    def evaluate(config: Mapping[str, Any]) -> dict[str, float]:
+        removed = np.array([config["prune"]["sparsity"][f"layer{i}"] for i in range(layers)])
+        bits = np.array([config["quantize"]["bits"][f"layer{i}"] for i in range(layers)])
+        return metrics(removed, bits)
+
+    def size(config: Mapping[str, Any]) -> dict[str, float]:
+        return {"size": evaluate(config)["size"]}
+
+    choices = [(s, b) for s in levels for b in widths]
+    lost = np.array([s**3 + noise[int(b)] for s, b in choices])
+    kept = np.array([(1 - s) * b / 32 for s, b in choices])
+    front = []
+    for price in np.logspace(-3, 3, 400):
+        best = (np.outer(sensitivity, lost) + price * np.outer(sizes, kept)).argmin(axis=1)
+        removed, bits = np.array([choices[i] for i in best]).T
+        front.append(metrics(removed, bits))
+    space = {
+        "prune": {"sparsity": {f"layer{i}": sparsity(0.0, 0.9, 0.1) for i in range(layers)}},
+        "quantize": {"bits": {f"layer{i}": choose_bits(widths.tolist()) for i in range(layers)}},
+    }
+    goal = Goal([Objective("accuracy"), Objective("size", "min")])
+    problem = Problem("ordinal", goal, space, evaluate, size, (-1.0, 0.0), (0.0, 1.0))
+    return replace(problem, best=problem.hypervolume(list(front))), front
