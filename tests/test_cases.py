@@ -22,7 +22,7 @@ def run(script: str, *arguments: str | Path, folder: Path) -> str:
         [sys.executable, str(CASES / script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=900,
         cwd=folder,
         env={**os.environ, "HOME": str(folder)},
         check=False,
@@ -32,6 +32,7 @@ def run(script: str, *arguments: str | Path, folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", ["speech", "image"])
 def test_a_quick_study_ends_with_figures_a_report_and_a_table_and_is_not_done_twice(tmp_path, case):
     if not DATA[case].exists():
