@@ -79,4 +79,8 @@ def make_cnn(family: str) -> tuple[nn.Module, Any]:
     import transformers
 
     config = getattr(transformers, config_class)(**arguments, num_labels=3)
-    return with_large_weights(getattr(transformers, model_class)(config)), {"pixel_values": images}
+    model = with_large_weights(getattr(transformers, model_class)(config))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):  # As these are made, images make no difference to the outputs.
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model, {"pixel_values": images}
