@@ -193,10 +193,14 @@ class HuggingFaceTask(Task):
         return self.with_changes(model=trained.eval())
 
     def elastic(self, **options: Any) -> HuggingFaceTask:
-        """The task with depth, heads and widths of its transformer to search.
+        """The task with smaller forms of its model to search.
+
+        Depth, heads and widths of a transformer; depth, widths, kernels and resolution of a
+        convolutional network (ResNet, MobileNet).
 
         Args:
-            **options: Those of `ray_nascomp.architecture.elastic_transformer`.
+            **options: Those of `ray_nascomp.architecture.elastic_transformer` or, for a model without
+                transformer blocks, of `ray_nascomp.architecture.elastic_cnn`.
 
         Returns:
             A task with the same model and data, and an architecture space.
@@ -204,9 +208,12 @@ class HuggingFaceTask(Task):
         Raises:
             ConfigError: If the model is of a family that has no elastic form.
         """
-        from ray_nascomp.architecture import elastic_transformer
+        from ray_nascomp.architecture import elastic_cnn, elastic_transformer, find_blocks
 
-        build, architecture = elastic_transformer(self.model, task=self, **options)
+        if find_blocks(self.model):
+            build, architecture = elastic_transformer(self.model, task=self, **options)
+        else:
+            build, architecture = elastic_cnn(self.model, self.example_inputs, task=self, **options)
         return self.with_changes(build=build, architecture=architecture)
 
     def save_pretrained(
