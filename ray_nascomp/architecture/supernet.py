@@ -51,7 +51,7 @@ def train_supernet(
     """Trains a task's model so that all architectures of its space work with its weights.
 
     Trials then start from weights that fit their sub-network, instead of slices of a network that
-    was trained as a whole. What pays and what it costs is told in the guide on architectures.
+    was trained as a whole. When that pays is told in its guide (docs/guides/supernet.md).
 
     Args:
         task: A task with an architecture space, all of whose networks are parts of its model:
