@@ -75,7 +75,7 @@ class CostModel:
 
         Returns:
             params, macs (of one sample), bitops (MACs times bits of weights and activations),
-            size_mb (of the exported file, 10^6 bytes, within a few percent), params_ratio,
+            size_mb (of the exported file, 10^6 bytes, to about a percent), params_ratio,
             macs_ratio and size_ratio (the task's own model over the compressed one, 1 or more).
 
         Raises:

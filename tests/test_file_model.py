@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from candidates import candidate_of
@@ -77,6 +78,32 @@ def test_the_file_is_as_large_as_told(task, name):
     # What depends on values are zero points that happen to be equal: 13 bytes each.
     told = nc.CostModel(task)(CONFIGS[name])["size_mb"] * 1e6
     assert told == pytest.approx(exported(task, CONFIGS[name]), abs=60)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_products_in_blocks_are_as_large_as_told_and_do_what_the_rounded_weights_do(bits):
+    torch.manual_seed(0)
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # 128 and 250 inputs fill blocks of 128, 160 those of 32; 200 waste too much of any; 40 are too few.
+            self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in ((128, 250), (250, 200), (200, 40), (40, 9))])
+
+        def forward(self, tokens):
+            for layer in self.layers:
+                tokens = torch.relu(layer(tokens))
+            return tokens.mean(1)
+
+    data = (torch.randn(16, 6, 128), torch.arange(16) % 5)
+    own = nc.Task(Mixer().eval(), data, data)
+    for config in ({"quantize": {"bits": bits}}, {"quantize": {"bits": bits}, "prune": {"sparsity": 0.2}}):
+        step = nc.compress(own, config, epochs=0)
+        operators = [node.op_type for node in onnx.load_from_string(step.artifact.content).graph.node]
+        assert operators.count("MatMulNBits") == 2
+        assert step.metrics["export_error"] < 0.02
+        told = nc.CostModel(own)(config)["size_mb"] * 1e6
+        assert told == pytest.approx(len(step.artifact.content), abs=60)
 
 
 def test_nodes_and_tensors_are_counted_to_the_byte():

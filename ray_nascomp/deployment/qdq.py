@@ -5,7 +5,8 @@ and its input passes a QuantizeLinear and a DequantizeLinear; ONNX Runtime fuses
 layer into integer kernels. Convolutions are fused only where their output is quantized too, be it
 by the next layer's input: `unfollowed_convolutions` names those for which it is not. Linear
 layers are fused as they are. Where a layer's input stays in floating point, its weight is stored
-as integers and unfolded when the file is loaded; of an embedding, when its rows are looked up.
+as integers and unfolded when the file is loaded; of an embedding, when its rows are looked up. Large
+products by 4 bits are left to an operator of ONNX Runtime's own (`blocks`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
+from ray_nascomp.deployment.blocks import BLOCK_DOMAIN, block_product, pack_blocks
 from ray_nascomp.deployment.editor import GraphEditor
 from ray_nascomp.deployment.layer_nodes import LayerNode, layer_nodes
 from ray_nascomp.deployment.stored import (
@@ -27,6 +29,7 @@ from ray_nascomp.deployment.stored import (
     unfold,
     unfold_rows,
 )
+from ray_nascomp.file_layout import block_size
 from ray_nascomp.nni_adapter.quantization import ActivationScale, Calibration, LayerScales
 
 # Through these ONNX Runtime moves a quantization upwards.
@@ -124,6 +127,8 @@ def insert_quantization(
     for entry in found:
         writer.write(entry, weights[entry.layer], calibration[entry.layer])
     writer.editor.finish()
+    if any(node.domain == BLOCK_DOMAIN for node in graph.node):
+        result.opset_import.append(helper.make_opsetid(BLOCK_DOMAIN, 1))
     onnx.checker.check_model(result)
     return result
 
@@ -178,6 +183,9 @@ class _Writer:
         if entry.node.op_type == "Gather":
             self._write_lookup(entry, weight, scales)
             return
+        if self._is_in_blocks(entry, weight, scales):
+            self._write_blocks(entry, weight, scales)
+            return
         name = self._weight(entry, weight, scales)
         entry.node.input[list(entry.node.input).index(entry.weight)] = name
         if scales.input is not None:
@@ -198,6 +206,22 @@ class _Writer:
         added.node("Mul", [values, factors])
         added.nodes[-1].output[0] = output
         entry.node.output[0] = f"{output}_replaced"
+        self.editor.before(entry.index, added)
+
+    def _is_in_blocks(self, entry: LayerNode, weight: np.ndarray, scales: LayerScales) -> bool:
+        is_product = entry.node.op_type == "MatMul" and entry.transposed and weight.ndim == 2
+        is_packed = scales.input is None and stored_bits("linear", scales.bits) == 4
+        return is_product and is_packed and entry.layer not in self._tables and block_size(weight.shape[1]) is not None
+
+    def _write_blocks(self, entry: LayerNode, weight: np.ndarray, scales: LayerScales) -> None:
+        owner = self._owners[entry.layer]
+        size = block_size(weight.shape[1])
+        assert size is not None
+        added = NodeList(f"{owner}.weightb", f"{owner}.blocks{entry.index}")
+        packed = pack_blocks(scales.integers(weight), size)
+        stored = added.constant("q", packed)
+        factors = added.constant("s", np.repeat(scales.weight, packed.shape[1]))
+        entry.node.CopyFrom(block_product(entry.node, stored, factors, weight.shape, size))
         self.editor.before(entry.index, added)
 
     def _weight(self, entry: LayerNode, weight: np.ndarray, scales: LayerScales) -> str:
