@@ -16,12 +16,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from digits import DigitsNet, build, load_splits, train_network
 
 _WORDS, _LENGTH = 4000, 24
+_SCANS = 942
+"""Training scans that are not moved; their moved copies come after them."""
 
 
 def digits_task() -> nc.Task:
-    """The demo's network of 190,000 parameters, without its architecture."""
+    """The demo's network of 190,000 parameters, without its architecture; trained on from the 942 scans as they are."""
     train, val, _ = load_splits()
-    return nc.Task(train_network(train), train, val)
+    inputs, targets = train
+    return nc.Task(train_network(train, epochs=3), (inputs[:_SCANS], targets[:_SCANS]), val)
 
 
 def joint_task(epochs: int = 6) -> nc.Task:
