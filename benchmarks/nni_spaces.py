@@ -113,17 +113,23 @@ def measure(task: nc.Task, costs: nc.CostModel, architecture: dict[str, Any]) ->
     }
 
 
-def run(name: str, results: dict[str, Any], until: float) -> None:
-    build, architecture = nni_space(make(name))
-    task, first = make_task(build, architecture)
-    costs = nc.CostModel(task)
-    entry = results.setdefault(name, {"dimensions": len(Space(architecture)), "first": first, "runs": {}})
+def run(names: list[str], results: dict[str, Any], until: float) -> None:
+    """Some architectures of every space before more of any."""
+    prepared: dict[str, Any] = {}
     for seed in range(COUNT):
-        if str(seed) in entry["runs"] or time.monotonic() > until:
-            continue
-        entry["runs"][str(seed)] = result = measure(task, costs, draw(architecture, seed))
-        print(name, seed, result, flush=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        for name in names:
+            if str(seed) in results.get(name, {}).get("runs", {}) or time.monotonic() > until:
+                continue
+            if name not in prepared:
+                build, architecture = nni_space(make(name))
+                task, first = make_task(build, architecture)
+                prepared[name] = task, nc.CostModel(task), architecture
+                results.setdefault(name, {"dimensions": len(Space({"architecture": architecture})), "runs": {}})
+                results[name]["first"] = first
+            task, costs, architecture = prepared[name]
+            results[name]["runs"][str(seed)] = result = measure(task, costs, draw(architecture, seed))
+            print(name, seed, result, flush=True)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def render(results: dict[str, Any]) -> None:
@@ -184,6 +190,5 @@ if __name__ == "__main__":
     until = time.monotonic() + arguments.seconds
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not arguments.render:
-        for space in arguments.spaces or SPACES:
-            run(space, stored, until)
+        run(arguments.spaces or list(SPACES), stored, until)
     render(stored)

@@ -173,8 +173,8 @@ def test_a_task_ranks_channels_by_its_loss() -> None:
     assert set(by_weight.ranking["down.0"][-8:]) != set(range(8))
 
 
-def test_a_huggingface_task_is_searched_and_compressed() -> None:
-    model, _ = make_cnn("resnet")
+def test_a_huggingface_task_is_searched_compressed_and_saved(tmp_path: Path) -> None:
+    model, inputs = make_cnn("resnet")
     images, labels = torch.randn(32, 3, SIZE, SIZE), torch.arange(32) % 3
     task = nc.HuggingFaceTask(model, {"train": (images, labels), "validation": (images, labels)}).elastic()
     space = nc.compression_space(task)
@@ -187,6 +187,21 @@ def test_a_huggingface_task_is_searched_and_compressed() -> None:
     assert step.metrics["feasible"]
     network = step.run.candidate.network
     assert costs(config)["params"] == sum(parameter.numel() for parameter in network.parameters())
+    step.save(tmp_path)
+    loaded = nc.load(tmp_path, task.network(config["architecture"]))
+    torch.testing.assert_close(outputs(loaded, inputs), outputs(network, inputs), rtol=1e-6, atol=1e-6)
+
+
+def test_a_supernet_shares_the_weights_of_convolutions() -> None:
+    model, inputs = make_cnn("own")
+    build, architecture = elastic_cnn(model, inputs, resolutions=(16,))
+    data = torch.randn(32, 3, SIZE, SIZE), torch.arange(32) % 3
+    task = nc.Task(model, data, data, build=build, architecture=architecture)
+    trained = nc.train_supernet(task, epochs=1, show_progress=False)
+    network = trained.network(Space({"architecture": architecture}).sample(np.random.default_rng(0))["architecture"])
+    last = trained.model.get_submodule("head").bias
+    assert torch.equal(network.get_submodule("head").bias, last)
+    assert not torch.equal(last, model.get_submodule("head").bias)
 
 
 def test_kernels_are_cropped_only_where_outputs_stay_in_place() -> None:
