@@ -224,7 +224,9 @@ class WeightForms:
     def are_in_blocks(self, cells: Cells) -> Flags:
         """Where ONNX Runtime multiplies by 4 bits itself."""
         turned = ~self.is_conv & ~(self._is_gemm & cells.has_bias) & ~cells.is_table
-        return np.asarray(cells.exist & turned & (stored_bits(cells.bits) == 4) & (_blocks(cells.columns) > 0))
+        found = cells.exist & turned & ((cells.bits == 3) | (cells.bits == 4))
+        found[found] = _blocks(np.broadcast_to(cells.columns, found.shape)[found]) > 0
+        return np.asarray(found)
 
     def last_axis(self, cells: Cells) -> Floats:
         """Elements of the axis along which integers are packed."""

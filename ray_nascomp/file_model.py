@@ -70,9 +70,9 @@ class FileModel:
             total = total + self._activations(cells, integers)
             rows = np.concatenate([np.where(w, c.rows, 0) for w, c in zip(integers, cells, strict=True)], axis=1)
             total += _of_distinct(rows, tensor(SHORT, [rows], rows))
-        packed = [c.exist & (stored_bits(c.bits) < 8) & ~self._forms.are_in_blocks(c) for c in cells]
-        domain = np.any([self._forms.are_in_blocks(c).any(1) for c in cells], axis=0)
-        total += domain * _DOMAIN_ENTRY
+        in_blocks = [self._forms.are_in_blocks(c) for c in cells]
+        total += np.any([where.any(1) for where in in_blocks], axis=0) * _DOMAIN_ENTRY
+        packed = [c.exist & (c.bits < 8) & ~blocks for c, blocks in zip(cells, in_blocks, strict=True)]
         if any(where.any() for where in packed):
             total = total + self._packing(cells, packed)
         return total
