@@ -22,6 +22,9 @@ from ray_nascomp.schedulers.rungs import promoted
 
 CostFunction = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
+_GRACE_PERIOD = 3
+"""From benchmarks/fidelity.py: two epochs after compression the order of trials begins to be the final one."""
+
 
 class ParetoASHAScheduler(FIFOScheduler):
     """Stops trials that are not among the most promising at a rung.
@@ -33,7 +36,9 @@ class ParetoASHAScheduler(FIFOScheduler):
     Args:
         goal: Objectives and constraints. A metric given to `TuneConfig` does not change them.
         max_t: Value of `time_attr` at which a trial has run in full; it ends there.
-        grace_period: Value of `time_attr` at the first rung.
+        grace_period: Value of `time_attr` at the first rung; 3 unless told, or `max_t` if that is
+            less: the first reports of compressed networks say little about the last (see the guide
+            to schedulers).
         reduction_factor: Of so many trials at a rung one goes on, above 1; rungs lie this
             factor apart.
         time_attr: Reported measure of progress.
@@ -50,7 +55,7 @@ class ParetoASHAScheduler(FIFOScheduler):
         self,
         goal: Goal,
         max_t: float = 100,
-        grace_period: float = 1,
+        grace_period: float | None = None,
         reduction_factor: float = 3,
         time_attr: str = "training_iteration",
         cost_model: CostFunction | None = None,
@@ -58,6 +63,8 @@ class ParetoASHAScheduler(FIFOScheduler):
         super().__init__()
         if not isinstance(goal, Goal):
             raise ConfigError(f"goal: {goal!r} was given, a ray_nascomp.Goal is allowed")
+        if grace_period is None:
+            grace_period = min(_GRACE_PERIOD, max_t)
         if not 0 < grace_period <= max_t:
             raise ConfigError(f"grace_period: {grace_period!r} was given, more than 0 and up to max_t={max_t!r}")
         if not reduction_factor > 1:

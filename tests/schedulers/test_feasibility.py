@@ -71,7 +71,7 @@ def test_curves_are_rebuilt_after_a_restore():
 
 
 def test_the_other_scheduler_hears_everything_and_decides_first():
-    other = ParetoASHAScheduler(GOAL, max_t=20, reduction_factor=2)
+    other = ParetoASHAScheduler(GOAL, max_t=20, grace_period=1, reduction_factor=2)
     scheduler = FeasibilityScheduler(GOAL, 20, other)
     assert scheduler.metric is None
     assert life(scheduler, [0.0], "first") is None

@@ -41,10 +41,12 @@ def test_rungs_lie_a_factor_apart_up_to_the_end():
     scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=3)
     assert scheduler._milestones == [1, 3]
     assert ParetoASHAScheduler(GOAL, max_t=3, grace_period=3)._milestones == []
+    assert ParetoASHAScheduler(GOAL, max_t=27)._milestones == [3, 9]
+    assert ParetoASHAScheduler(GOAL, max_t=2)._milestones == []
 
 
 def test_the_last_feasible_trial_is_never_stopped():
-    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=4)
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=4)
     for number in range(8):
         report(scheduler, f"bad{number}", 1, 10.0 + number, 10.0, drop=0.5)
     assert report(scheduler, "feasible", 1, -5.0, -5.0, drop=0.0) == TrialScheduler.CONTINUE
@@ -62,7 +64,7 @@ def test_the_bar_for_constraints_is_relative_while_all_violate():
 
 
 def test_broken_results_come_last_and_stop_nothing_else():
-    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=2)
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=2)
     assert report(scheduler, "good", 1, 0.0, 0.0) == TrialScheduler.CONTINUE
     assert report(scheduler, "nan", 1, math.nan, 0.0) == TrialScheduler.STOP
     assert scheduler.on_trial_result(None, trial("lacks"), {"training_iteration": 1}) == TrialScheduler.STOP
@@ -79,7 +81,7 @@ def test_order_within_a_front_spreads_out():
 
 
 def test_a_retried_trial_is_recorded_once():
-    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=2)
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=2)
     report(scheduler, "one", 1, 1.0, 1.0)
     scheduler.on_trial_add(None, trial("one"))
     assert report(scheduler, "one", 1, -9.0, -9.0) == TrialScheduler.CONTINUE
@@ -87,7 +89,7 @@ def test_a_retried_trial_is_recorded_once():
 
 
 def test_rungs_are_rebuilt_from_the_trials_of_a_restored_experiment():
-    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=2)
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=2)
     done = trial("done")
     done.last_result = {"a": 1.0, "b": 1.0, "drop": 0.0, "training_iteration": 1}
     scheduler.on_trial_add(None, done)
@@ -109,7 +111,7 @@ def test_it_is_made_by_name():
 
 
 def test_a_trial_stays_while_no_other_feasible_one_is_left():
-    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=4)
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=4)
     assert report(scheduler, "good", 1, 9.0, 9.0) == TrialScheduler.CONTINUE
     assert report(scheduler, "hidden", 1, 1.0, 1.0) == TrialScheduler.STOP
     scheduler.on_trial_error(None, trial("good"))
@@ -135,7 +137,7 @@ def test_known_costs_are_not_waited_for():
 
 
 def test_a_late_result_enters_only_the_highest_rung_it_reached():
-    scheduler = ParetoASHAScheduler(GOAL, max_t=9, reduction_factor=2)
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=2)
     assert report(scheduler, "late", 5, 1.0, 1.0) == TrialScheduler.CONTINUE
     assert [len(rung) for rung in scheduler._rungs.values()] == [0, 0, 1, 0]
 
@@ -150,7 +152,10 @@ def test_a_real_search_stops_dominated_trials_and_keeps_the_front(ray_session, t
         curve,
         param_space={"x": tune.uniform(0, 1), "waste": tune.choice([0.0, 2.0])},
         tune_config=tune.TuneConfig(
-            scheduler=ParetoASHAScheduler(GOAL, max_t=9), num_samples=16, reuse_actors=True, max_concurrent_trials=2
+            scheduler=ParetoASHAScheduler(GOAL, max_t=9, grace_period=1),
+            num_samples=16,
+            reuse_actors=True,
+            max_concurrent_trials=2,
         ),
         run_config=tune.RunConfig(storage_path=str(tmp_path), name="asha", verbose=0),
     )
@@ -182,7 +187,10 @@ def test_a_restored_search_judges_by_what_was_reported_before(ray_session, tmp_p
         },
         tune_config=tune.TuneConfig(
             scheduler=ParetoASHAScheduler(
-                nc.Goal([nc.Objective("a")], [nc.Constraint("drop", "<=", 0.1)]), max_t=9, reduction_factor=2
+                nc.Goal([nc.Objective("a")], [nc.Constraint("drop", "<=", 0.1)]),
+                max_t=9,
+                grace_period=1,
+                reduction_factor=2,
             ),
             max_concurrent_trials=1,
         ),
