@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 _HIDDEN = 48
-_RATE = 0.01
+_RATE = 0.03
 _CLIP = 0.2
-_ENTROPY = 0.02
+_ENTROPY = 0.08
 _LONGEST_GRADIENT = 1.0
 _MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.999
 
@@ -98,8 +98,9 @@ class Controller:
         noise[np.broadcast_to(~choices.exists[:, None, :], noise.shape)] = -np.inf
         options, active = np.zeros((2, len(rows), columns), dtype=int)
         active = active.astype(bool)
-        hidden = w["start"] + preferences.astype(np.float32) @ w["preference"]
-        directs = np.einsum("nm,cmf->cnf", preferences.astype(np.float32), w["direct"]) + w["bias"][:, None]
+        wanted = _centred(preferences)
+        hidden = w["start"] + wanted @ w["preference"]
+        directs = np.einsum("nm,cmf->cnf", wanted, w["direct"]) + w["bias"][:, None]
         for column in range(columns):
             features = choices.features[column]
             heads = np.tanh(hidden) @ w["head"][column] + directs[column]
@@ -198,10 +199,15 @@ def _fields(experience: Experience) -> list[np.ndarray]:
     return [getattr(experience, field.name) for field in fields(experience)]
 
 
+def _centred(preferences: np.ndarray) -> np.ndarray:
+    """Preferences as the network's inputs: 0 where all objectives weigh alike."""
+    return (2 * (preferences * preferences.shape[1] - 1)).astype(np.float32)
+
+
 def _tensors(options: np.ndarray, active: np.ndarray, preferences: np.ndarray) -> tuple[torch.Tensor, ...]:
     import torch
 
-    return torch.from_numpy(options), torch.from_numpy(active), torch.from_numpy(preferences.astype(np.float32))
+    return torch.from_numpy(options), torch.from_numpy(active), torch.from_numpy(_centred(preferences))
 
 
 def _to_text(values: np.ndarray) -> str:

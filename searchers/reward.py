@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-_BEYOND = 1.1
+_RANK_SHARE = 0.75
+_UTOPIA = 0.5
 _SUM_SHARE = 0.1
+_WORST = -3.0
 _LARGEST_ADVANTAGE = 3.0
 
 
 class Reward:
     """Rewards on a scale that follows from what was seen.
 
-    A loss is scaled by half to the range of what was seen and by half to its rank there, so that a
-    few bad results do not hide the differences between good ones. The reward of a feasible result is
-    its hypervolume scalarisation (Zhang and Golovin 2020, arXiv 2006.04655): the best of many such
-    rewards in random directions are the hypervolume. An infeasible result has less than any feasible
-    one, and less the more it violates, after the hard form of Tan et al. 2019 (arXiv 1807.11626).
+    A loss is scaled for the greater part to its rank among what was seen and for the rest to the
+    range, so that a few bad results do not hide the differences between good ones, and going beyond
+    the best pays. The reward of a feasible result is its augmented weighted Chebyshev distance to a
+    utopia (Steuer and Choo 1983), negated. The utopia lies half a range beyond the best seen: an
+    attained one would leave nothing to reach for at the ends of the front. An infeasible result
+    has less than any feasible one, and less the more it violates, after the hard form of Tan et al.
+    2019 (arXiv 1807.11626).
 
     Args:
         losses: Losses that were seen, shape `(n, objectives)`, finite, one row at least.
@@ -32,7 +36,8 @@ class Reward:
         """Losses `(n, objectives)` on the scale, 0 for the best seen and 1 for the worst; NaN stays."""
         ranks = np.linspace(0, 1, len(self._sorted))
         ranked = [np.interp(column, seen, ranks) for column, seen in zip(losses.T, self._sorted.T, strict=True)]
-        return np.asarray(((losses - self._low) / self._span + np.stack(ranked, axis=1)) / 2)
+        linear = (losses - self._low) / self._span
+        return np.asarray(_RANK_SHARE * np.stack(ranked, axis=1) + (1 - _RANK_SHARE) * linear)
 
     def __call__(self, scaled: np.ndarray, violations: np.ndarray, preferences: np.ndarray) -> np.ndarray:
         """Rewards, shape `(preferences, n)`.
@@ -42,12 +47,10 @@ class Reward:
             violations: Violations of the constraints, 0 for none, shape `(n,)`.
             preferences: Weights of the objectives, shape `(preferences, objectives)`, each row of sum 1.
         """
-        # A large weight asks for a small loss: its direction is long in that objective.
-        directions = np.sqrt(preferences) + 1e-3
-        gains = (_BEYOND - scaled)[None] / directions[:, None]
-        rewards = np.maximum(gains.min(axis=2) + _SUM_SHARE * gains.mean(axis=2), -1.0)
+        distances = (scaled + _UTOPIA)[None] * preferences[:, None]
+        rewards = np.maximum(-distances.max(axis=2) - _SUM_SHARE * distances.sum(axis=2), _WORST)
         broken = (violations > 0) | ~np.isfinite(scaled).all(axis=1)
-        return np.where(broken, -1.0 - np.minimum(violations, 1.0), rewards)
+        return np.where(broken, _WORST - np.minimum(violations, 1.0), rewards)
 
 
 def advantages(rewards: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

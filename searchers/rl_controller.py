@@ -36,6 +36,8 @@ _PREFERENCES = 8
 # What is older was chosen by a controller that knew little, and counts for little.
 _WINDOW = 128
 _BEHAVIOUR_SAMPLES = 16
+# Below 1: the ends of the front are asked for as often as its middle.
+_CONCENTRATION = 0.5
 
 
 class RLControllerSearch(GoalSearcher):
@@ -128,7 +130,7 @@ class RLControllerSearch(GoalSearcher):
         self._taught, self._drawn, self._behaviour = state["taught"], state["drawn"], state["behaviour"]
 
     def _preferences(self, count: int) -> np.ndarray:
-        return self.rng.dirichlet(np.ones(len(self.goal.objectives)), size=count)
+        return self.rng.dirichlet(np.full(len(self.goal.objectives), _CONCENTRATION), size=count)
 
     def _log_probability(self, config: Mapping[str, Any]) -> float:
         """Logarithm of the chance of a config, whatever the weights."""
