@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ SEARCHERS: dict[str, Callable[..., GoalSearcher]] = {
     "evolutionary": EvolutionarySearch,
     "bayesian": BayesianSearch,
     "hybrid": HybridSearch,
-    "greedy": GreedySearch,
+    "greedy": partial(GreedySearch, metric="accuracy"),
 }
 
 
