@@ -2,8 +2,8 @@
 
     python benchmarks/cost_bytes.py --configs 200 --output benchmarks/results/cost_bytes.json
 
-Random configs, the same in each run, mix sparsities, ranks and bits layer by layer. Each is carried out and exported by the real
-pipeline, without training and without timing, which a file's size does not depend on. Files whose bytes
+Random configs, the same in each run, mix sparsities, ranks and bits layer by layer. Each is carried out and exported by
+the real pipeline, without training and without timing, on which a file's size does not depend. Files whose bytes
 the output already holds are not made again.
 """
 
