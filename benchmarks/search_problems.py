@@ -93,8 +93,8 @@ def digits(network: str) -> tuple[Problem, Rows]:
 
 def ordinal_problem() -> tuple[Problem, Rows]:
     """28 ordered dimensions, the front known from the formula."""
-    problem, front = ordinal()
-    return problem, front
+    problem = ordinal()
+    return problem, [dict(metrics) for metrics in problem.front]
 
 
 PROBLEMS: dict[str, Callable[[], tuple[Problem, Rows]]] = {

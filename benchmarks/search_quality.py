@@ -42,22 +42,25 @@ def compare(problems: list[str], searchers: list[str], seeds: range, trials: int
     boxes = {name: measures(*problem) for name, problem in made.items()}
     for seed in seeds:
         for name in problems:
-            record = _read(f"search_quality_{name}", {"problem": name, "checkpoints": CHECKPOINTS, "runs": {}})
+            file, empty = f"search_quality_{name}", {"problem": name, "checkpoints": CHECKPOINTS, "runs": {}}
             for searcher in searchers:
-                runs = record["runs"].setdefault(searcher, [])
-                if any(run["seed"] == seed and run["trials"] >= trials for run in runs):
+                made_before = _read(file, empty)["runs"].get(searcher, [])
+                if any(run["seed"] == seed and run["trials"] >= trials for run in made_before):
                     continue
                 start = time.process_time()
                 results = list(SEARCHERS[searcher](made[name][0], seed, trials))
                 seconds = (time.process_time() - start) / trials
                 reached = [n for n in CHECKPOINTS if n <= trials]
                 curves = {box: [share(results[:n]) for n in reached] for box, share in boxes[name].items()}
-                runs[:] = [run for run in runs if run["seed"] != seed]
-                runs.append({"seed": seed, "trials": trials, "cpu_seconds_a_trial": round(seconds, 5), **curves})
+                # Read anew: another process may have added runs of its own.
+                record = _read(file, empty)
+                others = [run for run in record["runs"].get(searcher, []) if run["seed"] != seed]
+                run = {"seed": seed, "trials": trials, "cpu_seconds_a_trial": round(seconds, 5), **curves}
+                record["runs"][searcher] = sorted([*others, run], key=lambda run: run["seed"])
+                _write(file, record)
                 print(
                     f"{name:18} {searcher:28} seed {seed} {curves['front'][-1]:.3f} {seconds * 1e3:.0f} ms", flush=True
                 )
-                _write(f"search_quality_{name}", record)
 
 
 def compare_constrained(problems: list[str], searchers: list[str], seeds: range, trials: int) -> None:

@@ -24,7 +24,7 @@ _SUGGESTIONS = 24
 def measure_speed(searchers: Sequence[str]) -> dict[str, Any]:
     """Median and mean CPU milliseconds of a suggestion and of a result, after so many random results."""
     record: dict[str, Any] = {}
-    problem, _ = ordinal(layers=15)
+    problem = ordinal(layers=15)
     for name, (make, sizes) in SIZES.items():
         if name not in searchers:
             continue

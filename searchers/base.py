@@ -23,6 +23,7 @@ from ray_nascomp.goals import Goal, as_float
 from ray_nascomp.observation_log import plain
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.searchers.saved import SavedSearcher
+from ray_nascomp.searchers.scaling import SPREAD, UnitScale
 from ray_nascomp.searchers.state import read_observations
 from ray_nascomp.searchers.table import ObservationTable
 from ray_nascomp.space import Space
@@ -224,23 +225,22 @@ class GoalSearcher(SavedSearcher):
         known = self.known_metrics(config) or {}
         return np.array([known[o.metric] * o.sign for o in self.goal.objectives if o.metric in known])
 
-    def known_features(self, configs: Sequence[Mapping[str, Any]], scaled_by: int) -> np.ndarray:
-        """All that the cost model knows of configs as inputs of a model, shape `(configs, known)`.
+    def known_values(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """All that the cost model knows of configs, as inputs of a model, shape `(configs, known)`.
 
-        What is known of a config says much about what is not: a network's size about its accuracy.
-
-        Args:
-            configs: Configs, canonical.
-            scaled_by: Each column is standardised by so many of the first configs, one or more; positive
-                columns, as costs are, in logarithm.
+        What is known of a config says much about what is not: a network's size about its accuracy. Costs
+        differ by orders of magnitude, hence logarithms, `sign(x) log(1 + |x|)`; NaN where a config is ruled out.
         """
         known = [self.known_metrics(config) or {} for config in configs]
         names = sorted(set().union(*known))
-        table = np.array([[row.get(name, 0.0) for name in names] for row in known]).reshape(len(known), len(names))
-        positive = (table > 0).all(axis=0)
-        table[:, positive] = np.log(table[:, positive])
-        deviation = table[:scaled_by].std(axis=0)
-        return np.asarray((table - table[:scaled_by].mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0))
+        table = np.array([[row.get(name, math.nan) for name in names] for row in known])
+        table = table.reshape(len(known), len(names))
+        return np.asarray(np.sign(table) * np.log1p(np.abs(table)))
+
+    def known_features(self, configs: Sequence[Mapping[str, Any]], scaled_by: int) -> np.ndarray:
+        """`known_values`, each column standardised by the first `scaled_by` of the configs, one or more."""
+        table = self.known_values(configs)
+        return (UnitScale(table[:scaled_by])(table) - 0.5) / SPREAD
 
     def final_positions(self) -> list[int]:
         """Positions of the observations whose metrics are final: completed, of the highest fidelity reached.
@@ -271,6 +271,11 @@ class GoalSearcher(SavedSearcher):
         """The goal's metrics of observations, NaN where one is missing, shape `(n, metrics)`."""
         table = self._table or self._empty_table()
         return table.metrics[np.asarray(positions, dtype=int)]
+
+    def known_table(self, positions: Sequence[int]) -> np.ndarray:
+        """`known_values` of observations, shape `(n, known)`."""
+        table = self._table or self._empty_table()
+        return table.known[np.asarray(positions, dtype=int)]
 
     def _next_of_its_own(self) -> dict[str, Any] | None:
         held, self._held = self._held, None
@@ -318,6 +323,7 @@ class GoalSearcher(SavedSearcher):
             observation.fidelity,
             observation.status is Status.COMPLETED,
             metrics.get("final") is True,
+            self.known_values([observation.config])[0],
         )
 
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from ray_nascomp.observations import Observation, Status
 from ray_nascomp.pareto import ranks
 from ray_nascomp.searchers.base import CostFunction, GoalSearcher
 from ray_nascomp.searchers.operators import Variation
+from ray_nascomp.searchers.scaling import UnitScale
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,6 @@ _POOL = 160
 _RANDOM_SHARE = 0.25
 _BASELINE = 24
 _CROSSOVER = 0.4
-_COST_SPREAD = 0.25
 _FIT_ROWS = 256
 _FIT_STEPS = 60
 # A process costs the cube of its rows: a search of thousands of trials learns from the best and the newest.
@@ -228,7 +228,7 @@ class _Inputs:
 
         self._searcher = searcher
         self.known = [m for m in searcher.goal.metrics if m in (searcher.known_metrics(usable[0].config) or {})]
-        self._usable = [o.config for o in usable]
+        self._scale_of_costs = UnitScale(searcher.known_values([o.config for o in usable]))
         final = self._metrics_of([o.metrics for o in usable])
         self._mean = np.array([np.mean(c[np.isfinite(c)]) if np.isfinite(c).any() else 0.0 for c in final.T])
         deviation = [np.std(c[np.isfinite(c)]) if np.isfinite(c).any() else 0.0 for c in final.T]
@@ -251,8 +251,7 @@ class _Inputs:
         length = np.ones(len(configs)) if shares is None else np.array(shares)
         positions = [self._searcher.goal.metrics.index(metric) for metric in self.known]
         costs = self._standardised([self._searcher.known_metrics(config) or {} for config in configs])[:, positions]
-        every = self._searcher.known_features([*self._usable, *configs], scaled_by=len(self._usable))
-        inputs = 0.5 + _COST_SPREAD * every[len(self._usable) :]
+        inputs = self._scale_of_costs(self._searcher.known_values(configs))
         return torch.from_numpy(np.concatenate([features, length[:, None], inputs, costs], axis=1))
 
     def scaled(self, metrics: Sequence[Mapping[str, Any]]) -> torch.Tensor:

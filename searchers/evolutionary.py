@@ -23,14 +23,16 @@ from ray_nascomp.observations import Observation
 from ray_nascomp.searchers import survival as survivals
 from ray_nascomp.searchers.base import CostFunction, GoalSearcher
 from ray_nascomp.searchers.operators import Variation
-from ray_nascomp.searchers.screening import Screen
-from ray_nascomp.searchers.surrogate import NeighbourSurrogate
+from ray_nascomp.searchers.process import ProcessSurrogate, Shape, choose_shape
+from ray_nascomp.searchers.scaling import UnitScale
+from ray_nascomp.searchers.screening import Screen, judged
 
 _CHILDREN = 24
-_COST_SPREAD = 0.25
 _CROSSOVER = 0.6
+_DRAWS = 8
 # The population lies among the newest: what is older says little about its children.
-_LEARNT = 400
+_LEARNT = 200
+_REFITS = 64
 
 
 class EvolutionarySearch(GoalSearcher):
@@ -87,8 +89,8 @@ class EvolutionarySearch(GoalSearcher):
         self._role_aware = role_aware
         self._parents: np.ndarray | None = None
         self._brood = _CHILDREN
-        self._surrogate: NeighbourSurrogate | None = None
-        self._learnt: list[Mapping[str, Any]] = []
+        self._surrogate: tuple[int, ProcessSurrogate, UnitScale] | None = None
+        self._shape: tuple[int, Shape] | None = None
         self._screen: tuple[Screen, list[str]] | None = None
 
     @cached_property
@@ -121,29 +123,43 @@ class EvolutionarySearch(GoalSearcher):
         Returns:
             Means and standard deviations, each of shape `(configs, unknown)`.
         """
-        if self._surrogate is None:
-            finals = self.final_positions()
-            targets = self.metric_table(finals)[:, [self.goal.metrics.index(metric) for metric in unknown]]
-            usable = np.flatnonzero(np.isfinite(targets).all(axis=1))[-_LEARNT:]
-            self._learnt = [self.observations[finals[row]].config for row in usable]
-            self._surrogate = NeighbourSurrogate(self._inputs([]), targets[usable])
-        return self._surrogate.predict(self._inputs(configs)[len(self._learnt) :])
+        surrogate, scale = self._fit([self.goal.metrics.index(metric) for metric in unknown])
+        features = self.space.features(self.space.encode(configs))
+        return surrogate.predict(np.concatenate([features, scale(self.known_values(configs))], axis=1))
 
-    def _inputs(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """What the surrogate sees: of the configs it learns from, then of others."""
-        every = [*self._learnt, *configs]
-        features = self.space.features(self.space.encode(every))
-        costs = self.known_features(every, scaled_by=len(self._learnt))
-        return np.concatenate([features, 0.5 + _COST_SPREAD * costs], axis=1)
+    def _fit(self, columns: list[int]) -> tuple[ProcessSurrogate, UnitScale]:
+        """The surrogate of some metrics; it follows from the observations alone, whenever it is fitted."""
+        finals = np.array(self.final_positions())
+        targets = self.metric_table(finals)[:, columns]
+        usable = np.flatnonzero(np.isfinite(targets).all(axis=1))
+        # A long search need not look at its last few results to know what children are like.
+        usable = usable[: len(usable) - len(usable) % max(1, len(usable) // _REFITS)]
+        chosen_at = _milestone(len(usable))
+        # Results that turn out not to be final, once longer ones come in, change the count as well.
+        if self._surrogate is None or self._surrogate[0] != len(usable):
+            if self._shape is None or self._shape[0] != chosen_at:
+                first = usable[:chosen_at][-_LEARNT:]
+                self._shape = chosen_at, choose_shape(self._inputs(finals[first])[0], targets[first])
+            fitted, usable = len(usable), usable[-_LEARNT:]
+            inputs, scale = self._inputs(finals[usable])
+            self._surrogate = fitted, ProcessSurrogate(inputs, targets[usable], self._shape[1]), scale
+        return self._surrogate[1:]
+
+    def _inputs(self, positions: np.ndarray) -> tuple[np.ndarray, UnitScale]:
+        """What the surrogate sees of observations, and the scale of known costs in it."""
+        known = self.known_table(positions)
+        scale = UnitScale(known)
+        features = self.space.features(self.table(positions)[0])
+        return np.concatenate([features, scale(known)], axis=1), scale
 
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
-        """The population and the surrogate have something new to learn."""
+        """The population has something new to learn."""
         self._parents = None
-        self._surrogate = None
         self._screen = None
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """The population and the surrogate follow from the observations."""
+        self._shape = None
         self._parents = None
         self._surrogate = None
         self._screen = None
@@ -168,17 +184,20 @@ class EvolutionarySearch(GoalSearcher):
         return self.space.decode_many(self.variation.mutate(self.rng, drafts))
 
     def _most_promising(self, children: list[dict[str, Any]]) -> dict[str, Any]:
-        """The child with the largest predicted gain in hypervolume, one sample of each prediction."""
+        """The child with the largest predicted gain in hypervolume, over a few draws of each prediction."""
         screen, unknown = self._target()
         mean, deviation = self.predict(children, unknown)
-        drawn = mean + deviation * self.rng.standard_normal(mean.shape)
-        metrics = [
-            {**dict(zip(unknown, row, strict=True)), **(self.known_metrics(child) or {})}
-            for row, child in zip(drawn.tolist(), children, strict=True)
-        ]
-        losses = np.array([self.goal.losses(row) for row in metrics])
-        violations = np.array([self.goal.violation(row) for row in metrics])
-        return children[int(np.argmax(screen.gains(losses, violations)))]
+        known = [self.known_metrics(child) or {} for child in children]
+        table = np.empty((_DRAWS, len(children), len(self.goal.metrics)))
+        for column, metric in enumerate(self.goal.metrics):
+            if metric in unknown:
+                at = unknown.index(metric)
+                noise = self.rng.standard_normal((_DRAWS, len(children)))
+                table[:, :, column] = mean[:, at] + deviation[:, at] * noise
+            else:
+                table[:, :, column] = [metrics[metric] for metrics in known]
+        gains = screen.gains(*judged(self.goal, table.reshape(-1, table.shape[2])))
+        return children[int(np.argmax(gains.reshape(_DRAWS, -1).mean(axis=0)))]
 
     def _target(self) -> tuple[Screen, list[str]]:
         """The front so far, and the metrics that the cost model does not know."""
@@ -189,3 +208,11 @@ class EvolutionarySearch(GoalSearcher):
             unknown = [metric for metric in self.goal.metrics if metric not in known]
             self._screen = Screen(losses, violations), unknown
         return self._screen
+
+
+def _milestone(count: int) -> int:
+    """The last of the numbers 4, 5, 6, 8, 10, ... that has been reached, each a quarter more than the one before."""
+    reached = min(count, 4)
+    while reached + max(1, reached // 4) <= count:
+        reached += max(1, reached // 4)
+    return reached

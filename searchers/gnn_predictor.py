@@ -20,6 +20,7 @@ from ray_nascomp.searchers.base import CostFunction
 from ray_nascomp.searchers.evolutionary import EvolutionarySearch
 from ray_nascomp.searchers.graph_network import GraphEnsemble
 from ray_nascomp.searchers.layer_graph import LayerGraph
+from ray_nascomp.searchers.scaling import SPREAD, UnitScale
 
 _CHILDREN = 64
 _FIRST_STEPS = 150
@@ -78,19 +79,20 @@ class GNNPredictorSearch(EvolutionarySearch):
 
     def predict(self, configs: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Means and standard deviations of the unknown metrics, each of shape `(configs, unknown)`."""
-        finals = self.final_positions()
+        finals = np.array(self.final_positions())
         columns = [self.goal.metrics.index(metric) for metric in unknown]
         targets = self.metric_table(finals)[:, columns]
         usable = np.flatnonzero(np.isfinite(targets).all(axis=1))[-_LEARNT:]
-        learnt = [self.observations[finals[row]].config for row in usable]
-        costs = self.known_features([*learnt, *configs], scaled_by=len(learnt))
+        known = self.known_table(finals[usable])
+        scale = UnitScale(known)
         if self._ensemble is None or self._is_due(len(usable)):
-            nodes = self._nodes(learnt)
+            nodes = self.graph.features(self.space, self.table(finals[usable])[0])
             steps = _STEPS if self._ensemble else _FIRST_STEPS
-            ensemble = self._ensemble or self._made(nodes.shape[2], costs.shape[1], len(columns), self.rng)
-            ensemble.fit(nodes, costs[: len(learnt)], targets[usable], steps, self.rng)
+            ensemble = self._ensemble or self._made(nodes.shape[2], known.shape[1], len(columns), self.rng)
+            ensemble.fit(nodes, (scale(known) - 0.5) / SPREAD, targets[usable], steps, self.rng)
             self._ensemble, self._fitted_at = ensemble, len(self.observations)
-        return self._ensemble.predict(self._nodes(configs), costs[len(learnt) :])
+        nodes = self.graph.features(self.space, self.space.encode(configs))
+        return self._ensemble.predict(nodes, (scale(self.known_values(configs)) - 0.5) / SPREAD)
 
     def own_state(self) -> dict[str, Any]:
         """The networks' weights: they are trained now and then only."""
@@ -108,10 +110,7 @@ class GNNPredictorSearch(EvolutionarySearch):
             self._ensemble.load(saved)
 
     def _is_due(self, learnt: int) -> bool:
-        return len(self.observations) - self._fitted_at >= max(2, learnt // 20)
+        return len(self.observations) - self._fitted_at >= max(2, learnt // 16)
 
     def _made(self, width: int, extra: int, metrics: int, rng: np.random.Generator) -> GraphEnsemble:
         return GraphEnsemble(self.graph.adjacency, width, extra, metrics, rng)
-
-    def _nodes(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return self.graph.features(self.space, self.space.encode(configs))

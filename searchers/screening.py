@@ -5,9 +5,26 @@ from __future__ import annotations
 import moocore
 import numpy as np
 
+from ray_nascomp.goals import Goal
 from ray_nascomp.pareto import hypervolume
 
 _BEYOND = 1.1
+
+
+def judged(goal: Goal, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Losses `(n, objectives)` and violations `(n,)` of many results at once.
+
+    Args:
+        goal: The goal.
+        table: Its metrics, finite, shape `(n, metrics)`.
+    """
+    columns = dict(zip(goal.metrics, table.T, strict=True))
+    losses = np.stack([columns[o.metric] * o.sign for o in goal.objectives], axis=1)
+    violations = np.zeros(len(table))
+    for constraint in goal.constraints:
+        excess = columns[constraint.metric] - constraint.bound
+        violations += np.maximum(excess if constraint.op == "<=" else -excess, 0.0) / (abs(constraint.bound) or 1.0)
+    return losses, violations
 
 
 class Screen:

@@ -19,6 +19,7 @@ class ObservationTable:
     def __init__(self, dimensions: int, metrics: int, objectives: int) -> None:
         self._ends = np.cumsum([dimensions, metrics, objectives]).tolist()
         self._rows = np.empty((64, self._ends[-1] + 4))
+        self._known = np.empty((0, 0))
         self._length = 0
 
     def __len__(self) -> int:
@@ -33,13 +34,24 @@ class ObservationTable:
         fidelity: int,
         completed: bool,
         final: bool,
+        known: np.ndarray,
     ) -> None:
-        """Adds an observation; `final` is what its last report says of itself."""
+        """Adds an observation; `final` is what its last report says of itself, `known` what the cost model does."""
         if self._length == len(self._rows):
             self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
         rest = (float(completed), float(final), float(fidelity), violation)
         self._rows[self._length] = np.concatenate([encoded, metrics, losses, rest])
+        if self._known.shape[1] < len(known) or len(self._known) < len(self._rows):
+            grown = np.full((len(self._rows), max(self._known.shape[1], len(known))), np.nan)
+            grown[: len(self._known), : self._known.shape[1]] = self._known
+            self._known = grown
+        self._known[self._length, : len(known)] = known
         self._length += 1
+
+    @property
+    def known(self) -> np.ndarray:
+        """What the cost model knows, in logarithm, NaN for what it cannot carry out, shape `(n, known)`."""
+        return self._known[: self._length]
 
     @property
     def encoded(self) -> np.ndarray:

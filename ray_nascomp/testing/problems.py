@@ -15,6 +15,8 @@ from ray_nascomp.pareto import normalised_hypervolume
 from ray_nascomp.space import bits as choose_bits
 from ray_nascomp.space import sparsity, when
 
+_FRONT_STEPS = 4000
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -29,6 +31,7 @@ class Problem:
         ideal: Best loss of each objective, shape `(objectives,)`.
         nadir: Worst loss that still counts, shape `(objectives,)`.
         best: Normalised hypervolume of the true front, or None where it is not known.
+        front: Results on the true front, as many as are known.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Problem:
     ideal: tuple[float, ...]
     nadir: tuple[float, ...]
     best: float | None = None
+    front: tuple[Mapping[str, float], ...] = ()
 
     def hypervolume(self, results: list[Mapping[str, Any]]) -> float:
         """Hypervolume of the feasible results, in [0, 1] of the box from ideal to nadir."""
@@ -133,7 +137,7 @@ def conditional() -> Problem:
     return Problem("conditional", goal, space, evaluate, price, (0.0, 0.0), (2.0, 10.0), best)
 
 
-def ordinal(layers: int = 14, seed: int = 2) -> tuple[Problem, list[dict[str, float]]]:
+def ordinal(layers: int = 14, seed: int = 2) -> Problem:
     """Two ordered dimensions a layer, sparsity and bits, and accuracy against size; the size is known.
 
     Layers differ in size and in sensitivity, as a network's do. What a layer loses depends on that
@@ -142,9 +146,6 @@ def ordinal(layers: int = 14, seed: int = 2) -> tuple[Problem, list[dict[str, fl
     Args:
         layers: Number of layers; the space has twice as many dimensions.
         seed: Seed of sizes and sensitivities.
-
-    Returns:
-        The problem, and the supported points of its front: those that are best for some price.
     """
     rng = np.random.default_rng(seed)
     sizes, sensitivity = rng.uniform(0.2, 3, layers), rng.uniform(0.2, 3, layers)
@@ -164,18 +165,20 @@ def ordinal(layers: int = 14, seed: int = 2) -> tuple[Problem, list[dict[str, fl
     def size(config: Mapping[str, Any]) -> dict[str, float]:
         return {"size": evaluate(config)["size"]}
 
-    choices = [(s, b) for s in levels for b in widths]
-    lost = np.array([s**3 + noise[int(b)] for s, b in choices])
-    kept = np.array([(1 - s) * b / 32 for s, b in choices])
-    front = []
-    for price in np.logspace(-3, 3, 400):
-        best = (np.outer(sensitivity, lost) + price * np.outer(sizes, kept)).argmin(axis=1)
-        removed, bits = np.array([choices[i] for i in best]).T
-        front.append(metrics(removed, bits))
+    # Sizes and damages add up over the layers: so do fronts, of which one point a step of size is kept.
+    front = np.zeros((1, 2))
+    for weight, harm in zip(sizes, sensitivity, strict=True):
+        own = np.array([[weight * (1 - s) * b / 32, harm * (s**3 + noise[int(b)])] for s in levels for b in widths])
+        sums = (front[:, None] + own[None]).reshape(-1, 2)
+        sums = sums[np.lexsort(sums.T[::-1])]
+        sums = sums[sums[:, 1] <= np.minimum.accumulate(sums[:, 1])]
+        step = np.floor(sums[:, 0] / sizes.sum() * _FRONT_STEPS)
+        front = sums[np.flatnonzero(np.diff(step, append=np.inf))]
+    points = [{"accuracy": float(np.exp(-2 * d / sensitivity.sum())), "size": float(s / sizes.sum())} for s, d in front]
     space = {
         "prune": {"sparsity": {f"layer{i}": sparsity(0.0, 0.9, 0.1) for i in range(layers)}},
         "quantize": {"bits": {f"layer{i}": choose_bits(widths.tolist()) for i in range(layers)}},
     }
     goal = Goal([Objective("accuracy"), Objective("size", "min")])
     problem = Problem("ordinal", goal, space, evaluate, size, (-1.0, 0.0), (0.0, 1.0))
-    return replace(problem, best=problem.hypervolume(list(front))), front
+    return replace(problem, best=problem.hypervolume(list(points)), front=tuple(points))

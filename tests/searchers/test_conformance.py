@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ray_nascomp.searchers import BayesianSearch, EvolutionarySearch, HybridSearch
+from ray_nascomp.searchers import BayesianSearch, EvolutionarySearch, GNNPredictorSearch, HybridSearch
 from ray_nascomp.testing.searchers import SearcherConformance
 
 
@@ -12,6 +12,11 @@ class TestEvolutionarySearch(SearcherConformance):
 class TestBayesianSearch(SearcherConformance):
     def make(self, goal, cost_model=None, **options):
         return BayesianSearch(goal, cost_model, **options)
+
+
+class TestGNNPredictorSearch(SearcherConformance):
+    def make(self, goal, cost_model=None, **options):
+        return GNNPredictorSearch(goal, cost_model, **options)
 
 
 class TestHybridSearch(SearcherConformance):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.space import Space
-from ray_nascomp.testing.problems import conditional, convex, mixed
+from ray_nascomp.testing.problems import conditional, convex, mixed, ordinal
 
 
 def test_the_convex_problems_front_has_the_volume_that_it_says():
@@ -16,7 +18,7 @@ def test_the_convex_problems_front_has_the_volume_that_it_says():
     assert found == pytest.approx(problem.best, abs=1e-3)
 
 
-@pytest.mark.parametrize("problem", [mixed(), convex(), conditional()], ids=lambda p: p.name)
+@pytest.mark.parametrize("problem", [mixed(), convex(), conditional(), ordinal()], ids=lambda p: p.name)
 def test_no_config_is_beyond_the_front_and_known_metrics_are_exact(problem):
     rng = np.random.default_rng(0)
     space = Space(problem.space)
@@ -41,3 +43,12 @@ def test_the_conditional_problems_front_respects_its_constraint():
 def test_too_few_groups_are_refused():
     with pytest.raises(ConfigError, match="groups: 3"):
         mixed(3)
+
+
+def test_the_ordinal_problems_front_is_that_of_all_its_configs():
+    problem = ordinal(layers=2)
+    space = Space(problem.space)
+    every = itertools.product(*(dimension.levels for dimension in space.dimensions))
+    found = problem.hypervolume([problem.evaluate(space.to_config(values)) for values in every])
+    assert problem.best == pytest.approx(found, abs=1e-4)
+    assert problem.hypervolume(list(problem.front)) == problem.best
