@@ -80,6 +80,25 @@ def test_the_file_is_as_large_as_told(task, name):
     assert told == pytest.approx(exported(task, CONFIGS[name]), abs=60)
 
 
+def test_what_transformers_share_is_counted_once():
+    families = pytest.importorskip("transformer_families")
+    model, inputs = families.make("bert", "sdpa", num_hidden_layers=1)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    inputs = {name: value.repeat(8, 1) for name, value in inputs.items()}
+    own = nc.Task(model, (inputs, torch.arange(16) % 3), (inputs, torch.arange(16) % 3))
+    attention = "bert.encoder.layer.0.attention.self"
+    # Queries and keys read one smoothed tensor, values the same one as it is; one table is a product.
+    config = {
+        "prune": {"sparsity": {attention: 0.5}},
+        "low_rank": {"rank": {f"{attention}.query": 0.5, "bert.embeddings.word_embeddings": 0.4}},
+        "quantize": {"bits": {"*": 8, f"{attention}.value": 32, "bert.encoder.layer.0.output.dense": 4}},
+    }
+    told = nc.CostModel(own)(config)["size_mb"] * 1e6
+    assert told == pytest.approx(exported(own, config), rel=0.01)
+
+
 @pytest.mark.parametrize("bits", [3, 4])
 def test_products_in_blocks_are_as_large_as_told_and_do_what_the_rounded_weights_do(bits):
     torch.manual_seed(0)
