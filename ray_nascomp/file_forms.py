@@ -262,7 +262,8 @@ def stored_bits(bits: Floats) -> Floats:
 
 def _blocks(columns: Floats) -> Floats:
     """`file_layout.block_size` of each element, 0 for none."""
-    return _block_sizes(1 << int(columns.max(initial=0)).bit_length())[columns.astype(int)]
+    sizes = _block_sizes(1 << int(columns.max(initial=0)).bit_length())
+    return np.asarray(sizes[columns.astype(int)])
 
 
 @lru_cache(maxsize=32)

@@ -90,7 +90,9 @@ class SplitAttention(nn.Module):
             weights = shares.mean(1) if average_attn_weights else shares
             weights = weights if is_batch else weights.squeeze(0)
         else:
-            mixed = functional.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
+            mixed = functional.scaled_dot_product_attention(
+                heads[0], heads[1], heads[2], attn_mask=mask, dropout_p=dropout
+            )
         output = self.out_proj(mixed.transpose(1, 2).flatten(2))
         if not is_batch:
             return output.squeeze(0), weights
@@ -109,7 +111,7 @@ class SplitAttention(nn.Module):
                         f"attn_mask of shape {tuple(attention.shape)}: {self.num_heads} heads are left for "
                         f"{heads.shape[0]} samples; one mask for all heads is allowed"
                     )
-                attention = attention.unflatten(0, (heads.shape[0], self.num_heads))
+                attention = attention.reshape(heads.shape[0], self.num_heads, *attention.shape[1:])
             parts.append(_additive(attention, heads))
         return sum(parts[1:], parts[0]) if parts else None
 

@@ -7,6 +7,8 @@ token, 1.4 to 1.8 times at 32 and more; the outputs differ by a percent after fo
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -46,7 +48,13 @@ def block_product(node: onnx.NodeProto, weight: str, scales: str, shape: tuple[i
         size: Inputs of a block.
     """
     outputs, inputs = shape
-    options = {"K": inputs, "N": outputs, "bits": _BITS, "block_size": size, "accuracy_level": _IN_INTEGERS}
+    options: dict[str, Any] = {
+        "K": inputs,
+        "N": outputs,
+        "bits": _BITS,
+        "block_size": size,
+        "accuracy_level": _IN_INTEGERS,
+    }
     return helper.make_node(
         "MatMulNBits", [node.input[0], weight, scales], list(node.output), domain=BLOCK_DOMAIN, **options
     )
