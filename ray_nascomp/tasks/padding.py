@@ -77,5 +77,9 @@ def order_by_length(data: Data, indices: Tensor | None = None) -> Tensor:
         indices: Which of them; all if absent.
     """
     chosen = torch.arange(len(data)) if indices is None else indices
-    lengths = sequence_lengths(data.take(chosen)[0]) if data.is_fixed else None
-    return chosen if lengths is None else chosen[lengths.argsort(stable=True)]
+    # One sample tells: images are not to be copied for it.
+    if not data.is_fixed or sequence_lengths(data.take(chosen[:1])[0]) is None:
+        return chosen
+    lengths = sequence_lengths(data.take(chosen)[0])
+    assert lengths is not None
+    return chosen[lengths.argsort(stable=True)]
