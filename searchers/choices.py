@@ -55,7 +55,7 @@ class Choices:
         """Options of encoded configs `(n, dimensions)`, shape `(n, columns)`."""
         units = encoded[:, self.order]
         chosen = np.where(self._is_binned, np.floor(units * self._counts), np.rint(units * (self._counts - 1)))
-        return np.minimum(chosen.astype(int), self._counts - 1)
+        return np.asarray(np.minimum(chosen.astype(int), self._counts - 1))
 
     def encoded(self, rng: np.random.Generator, options: np.ndarray) -> np.ndarray:
         """Encoded configs `(n, dimensions)` of options `(n, columns)`; a place in a bin is drawn."""
@@ -63,7 +63,7 @@ class Choices:
         units = np.where(self._is_binned, within, options / np.maximum(1, self._counts - 1))
         encoded = np.empty_like(units)
         encoded[:, self.order] = units
-        return encoded
+        return np.asarray(encoded)
 
     def active(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Which columns matter in each config, shape `(n, columns)`."""
@@ -85,7 +85,7 @@ class Choices:
         parent, wanted = condition
         if parent is None:
             return np.full(len(options), bool(wanted.all()))
-        return active[:, parent] & wanted[options[:, parent]]
+        return np.asarray(active[:, parent] & wanted[options[:, parent]])
 
     def _find_conditions(self, dimensions: list[Dimension]) -> list[tuple[int | None, np.ndarray] | None]:
         """For each column that depends on another: that column, and which of its options are wanted."""
@@ -139,4 +139,4 @@ def _describe(dimension: Dimension, count: int) -> np.ndarray:
     if not dimension.is_ordinal or count <= _WAVES + 1:
         return np.eye(count)
     places = (np.arange(count) + 0.5) / count
-    return np.sqrt(2) * np.cos(np.pi * places[:, None] * np.arange(1, _WAVES + 1))
+    return np.asarray(np.sqrt(2) * np.cos(np.pi * places[:, None] * np.arange(1, _WAVES + 1)))

@@ -201,7 +201,7 @@ def _fields(experience: Experience) -> list[np.ndarray]:
 
 def _centred(preferences: np.ndarray) -> np.ndarray:
     """Preferences as the network's inputs: 0 where all objectives weigh alike."""
-    return (2 * (preferences * preferences.shape[1] - 1)).astype(np.float32)
+    return np.asarray((2 * (preferences * preferences.shape[1] - 1)).astype(np.float32))
 
 
 def _tensors(options: np.ndarray, active: np.ndarray, preferences: np.ndarray) -> tuple[torch.Tensor, ...]:

@@ -50,7 +50,7 @@ class Reward:
         distances = (scaled + _UTOPIA)[None] * preferences[:, None]
         rewards = np.maximum(-distances.max(axis=2) - _SUM_SHARE * distances.sum(axis=2), _WORST)
         broken = (violations > 0) | ~np.isfinite(scaled).all(axis=1)
-        return np.where(broken, _WORST - np.minimum(violations, 1.0), rewards)
+        return np.asarray(np.where(broken, _WORST - np.minimum(violations, 1.0), rewards))
 
 
 def advantages(rewards: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
