@@ -10,12 +10,16 @@ import numpy as np
 
 from ray_nascomp.pareto import ranks
 from ray_nascomp.searchers import (
+    AdaptiveSearch,
     BayesianSearch,
     EvolutionarySearch,
     GNNPredictorSearch,
     GoalSearcher,
     GreedySearch,
     HybridSearch,
+    IterativeSearch,
+    MultiStageSearch,
+    RLControllerSearch,
 )
 from ray_nascomp.space import Space
 from ray_nascomp.testing.problems import Problem
@@ -36,6 +40,25 @@ class ConstantPredictor(GNNPredictorSearch):
         columns = [self.goal.metrics.index(metric) for metric in unknown]
         mean = np.nanmean(self.metric_table(self.final_positions())[:, columns], axis=0)
         return np.tile(mean, (len(configs), 1)), np.zeros((len(configs), len(unknown)))
+
+
+class UntaughtController(RLControllerSearch):
+    """The controller's output replaced by that of the start: all options alike."""
+
+    def _learn(self, finals: list[int]) -> None:
+        pass
+
+
+def by_blocks(make: Callable[..., GoalSearcher]) -> Run:
+    """A search by blocks; tables without sections are cut into two halves."""
+
+    def run(problem: Problem, seed: int, trials: int) -> Iterator[dict[str, float]]:
+        names = [dimension.name for dimension in Space(problem.space).dimensions]
+        half = (len(names) + 1) // 2
+        blocks = {"first": names[:half], "second": names[half:]}
+        return ours(make, True, blocks=blocks)(problem, seed, trials)
+
+    return run
 
 
 def ours(make: Callable[..., GoalSearcher], costs: bool, parallel: int = 1, **options: Any) -> Run:
@@ -248,4 +271,11 @@ SEARCHERS: dict[str, Run] = {
     "gnn+costs/8": ours(GNNPredictorSearch, True, parallel=8),
     "gnn+costs-network": ours(ConstantPredictor, True),
     "greedy+costs": greedy,
+    "rl": ours(RLControllerSearch, False),
+    "rl+costs": ours(RLControllerSearch, True),
+    "rl+costs-learning": ours(UntaughtController, True),
+    "rl+costs-imagination": ours(RLControllerSearch, True, imagination=False),
+    "multi-stage+costs": by_blocks(MultiStageSearch),
+    "iterative+costs": by_blocks(IterativeSearch),
+    "adaptive+costs": by_blocks(AdaptiveSearch),
 }
