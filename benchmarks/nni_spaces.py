@@ -24,6 +24,7 @@ from ray.tune.search.variant_generator import generate_variants
 
 import ray_nascomp as nc
 from ray_nascomp.architecture import nni_space
+from ray_nascomp.errors import UntraceableModelError
 from ray_nascomp.space import Space
 
 ROOT = Path(__file__).parents[1]
@@ -69,17 +70,24 @@ def draw(architecture: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def make_task(build: Any, architecture: dict[str, Any]) -> tuple[nc.Task, int]:
-    """A task with the first drawn architecture that can be traced, and that one's seed."""
+    """A task with the first drawn architecture that can be traced, and that one's seed.
+
+    Raises:
+        UntraceableModelError: If none of ten can, or one takes too long.
+    """
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(64, 3, 32, 32, generator=generator), torch.arange(64) % 10
-    for seed in range(1000, 1050):
+    for seed in range(1000, 1010):
         try:
             task = nc.Task(build(draw(architecture, seed)), data, data, build=build, architecture=architecture)
             if task.spec.prunable_names:
                 return task, seed
-        except (nc.InfeasibleError, nc.ConfigError, RuntimeError):
+        except nc.InfeasibleError:
             continue
-    raise RuntimeError("none of 50 architectures can be traced")
+        except UntraceableModelError as error:
+            if "TimeoutError" in str(error):
+                raise
+    raise UntraceableModelError("none of ten architectures can be traced")
 
 
 def measure(task: nc.Task, costs: nc.CostModel, architecture: dict[str, Any]) -> dict[str, Any]:
@@ -120,12 +128,19 @@ def run(names: list[str], results: dict[str, Any], until: float) -> None:
         for name in names:
             if str(seed) in results.get(name, {}).get("runs", {}) or time.monotonic() > until:
                 continue
+            if name in results and "reason" in results[name]:
+                continue
             if name not in prepared:
                 build, architecture = nni_space(make(name))
-                task, first = make_task(build, architecture)
+                entry = results.setdefault(name, {"dimensions": len(Space({"architecture": architecture})), "runs": {}})
+                try:
+                    task, entry["first"] = make_task(build, architecture)
+                except UntraceableModelError as error:
+                    entry["reason"] = str(error)
+                    print(name, entry["reason"], flush=True)
+                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                    continue
                 prepared[name] = task, nc.CostModel(task), architecture
-                results.setdefault(name, {"dimensions": len(Space({"architecture": architecture})), "runs": {}})
-                results[name]["first"] = first
             task, costs, architecture = prepared[name]
             results[name]["runs"][str(seed)] = result = measure(task, costs, draw(architecture, seed))
             print(name, seed, result, flush=True)
@@ -141,6 +156,8 @@ def render(results: dict[str, Any]) -> None:
     reasons: list[str] = []
     for name in SPACES:
         if not (entry := results.get(name, {})).get("runs"):
+            if "reason" in entry:
+                reasons.append(f"| {name} | all | | {entry['reason']} |")
             continue
         runs = list(entry["runs"].values())
         good = [run for run in runs if "error" in run]
@@ -148,12 +165,18 @@ def render(results: dict[str, Any]) -> None:
         def median(key: str, good: list[dict[str, Any]] = good) -> float:
             return statistics.median(run[key] for run in good)
 
-        lines.append(
-            f"| {name} | {entry['dimensions']} | {len(good)} of {len(runs)} "
-            f"| {median('groups'):.0f}, {median('prunable'):.0f} "
-            f"| {median('params'):,.0f} | {median('params after'):,.0f} | {median('MB'):.2f} "
-            f"| {max(run['error'] for run in good):.1e} | {median('structure, s'):.1f} | {median('all, s'):.1f} |"
-        )
+        cells = [" "] * 7
+        if good:
+            cells = [
+                f"{median('groups'):.0f}, {median('prunable'):.0f}",
+                f"{median('params'):,.0f}",
+                f"{median('params after'):,.0f}",
+                f"{median('MB'):.2f}",
+                f"{max(run['error'] for run in good):.1e}",
+                f"{median('structure, s'):.1f}",
+                f"{median('all, s'):.1f}",
+            ]
+        lines.append(f"| {name} | {entry['dimensions']} | {len(good)} of {len(runs)} | {' | '.join(cells)} |")
         for kind in ("infeasible", "failed"):
             found = [run[kind] for run in runs if kind in run]
             for reason in sorted(set(found)):
@@ -167,7 +190,7 @@ _PAGE = """# NNI's model spaces
 Measured by `python benchmarks/nni_spaces.py`, which also writes this page; the raw figures are in
 `benchmarks/results/nni_spaces.json`.
 
-{count} architectures of every space in NNI's hub, drawn by Tune from the dimensions of
+Up to {count} architectures of every space in NNI's hub (the table says how many were measured so far), drawn by Tune from the dimensions of
 [`nni_space`](guides/architecture.md#nnis-model-spaces): built small, for images of 32 x 32, 30% of every group's
 channels removed, quantized to 8 bits, exported. The error is the largest relative difference (L2) of a file's outputs,
 run by ONNX Runtime, from NNI's simulation; up to 0.1 is allowed. Other figures are medians: a network's structure is

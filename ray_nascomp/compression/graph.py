@@ -21,7 +21,7 @@ from ray_nascomp.model_spec import GroupSpec
 from ray_nascomp.tasks.calling import call, main_output, map_tensors
 
 TRACE_SECONDS = 120
-"""Time limit of one trace; some models (grouped-query attention) hang torch-pruning."""
+"""Time limit of one trace, and of finding its groups; grouped queries and shuffled channels hang torch-pruning."""
 
 _PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 InGroups = dict[str, tuple[tuple[str, int], ...]]
@@ -104,7 +104,9 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
     # A depthwise convolution over several groups would make one of them.
     nodes = traced.graph.module2node
     traced.graph.module2node = dict(sorted(nodes.items(), key=lambda item: _is_depthwise(item[0])))
-    for members in traced.graph.get_all_groups(root_module_types=list(_PRODUCERS)):
+    with _time_limit(TRACE_SECONDS):
+        found = list(traced.graph.get_all_groups(root_module_types=list(_PRODUCERS)))
+    for members in found:
         width = len(members[0].idxs)
         producers: list[str] = []
         regular = True
