@@ -148,7 +148,7 @@ class CompressionTrial(tune.Trainable):
         if source is None or read_manifest(folder)["config"] == json.loads(json.dumps(self.config, default=str)):
             self._run.restore(folder)
             return
-        storage = self._storage
+        storage: Any = self._storage
         with tempfile.TemporaryDirectory() as fetched:
             path = f"{storage.experiment_fs_path}/{source}"
             pyarrow.fs.copy_files(path, fetched, source_filesystem=storage.storage_filesystem)

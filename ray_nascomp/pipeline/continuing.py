@@ -128,11 +128,11 @@ def _whole(layer: nn.Module) -> nn.Module:
     """The layer that factors stand for."""
     assert isinstance(layer, Factorised)
     weight = layer.dense_weight().detach()
-    core: Any = next((factor for factor in layer if factor.weight.dim() > 2), layer[0])  # type: ignore[union-attr, operator]
+    core: Any = next((factor for factor in layer if factor.weight.dim() > 2), layer[0])  # type: ignore[operator]
     made: Any
     with torch.device("meta"):
         if isinstance(core, nn.Embedding):
-            made = nn.Embedding(*weight.shape, padding_idx=core.padding_idx)
+            made = nn.Embedding(weight.shape[0], weight.shape[1], padding_idx=core.padding_idx)
         elif weight.dim() == 2:
             made = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None)
         else:

@@ -129,7 +129,11 @@ def _quantize(plan: CompressionPlan) -> dict[str, Any] | None:
     quantize = plan.quantize
     if quantize.is_identity:
         return None
-    content = {"method": quantize.method, "bits": dict(quantize.bits), **_code("quantizer", quantize.method)}
+    content: dict[str, Any] = {
+        "method": quantize.method,
+        "bits": dict(quantize.bits),
+        **_code("quantizer", quantize.method),
+    }
     if quantize.trains:
         content["start"] = quantize.start
     return content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +58,13 @@ class Snapshot:
         copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         return cls(copies, facts)
 
-    def candidate(self, task: Task, plan: CompressionPlan, stages: int | None = None) -> Candidate:
+    def candidate(self, task: Task, plan: CompressionPlan, stages: Sequence[str] | None = None) -> Candidate:
         """The candidate, built again.
 
         Args:
             task: The task.
             plan: The candidate's plan.
-            stages: How many of the stages that change the structure it has behind it; all if absent.
+            stages: The stages that change the structure and that it has behind it; all if absent.
         """
         removed = {name: [int(i) for i in indices] for name, indices in self.facts["removed"].items()}
         candidate = rebuild_candidate(task, plan, removed, self.facts["ranks"], stages)

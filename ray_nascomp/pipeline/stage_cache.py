@@ -65,9 +65,10 @@ class StageCache:
             raise ConfigError(f"max_bytes: {max_bytes!r} was given, a positive whole number is allowed")
         text = str(location)
         try:
-            local = "://" not in text
-            found = pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
-            self.filesystem, self.path = found if local else pyarrow.fs.FileSystem.from_uri(text)
+            found: tuple[Any, str] = pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
+            if "://" in text:
+                found = pyarrow.fs.FileSystem.from_uri(text)
+            self.filesystem, self.path = found
             self.filesystem.create_dir(self.path, recursive=True)
         except (OSError, ValueError) as error:
             raise ConfigError(f"cache: {text!r} was given; a folder that can be written is allowed: {error}") from error
