@@ -56,7 +56,7 @@ class Screen:
             violations: Predicted violations, shape `(n,)`.
         """
         points = (losses - self._low) / self._span
-        result = -1e-9 * np.maximum(np.nan_to_num(points, nan=1e6), 0).sum(axis=1)
+        result: np.ndarray = -1e-9 * np.maximum(np.nan_to_num(points, nan=1e6), 0).sum(axis=1)
         broken = (violations > 0) | ~np.isfinite(points).all(axis=1)
         result[broken] = -np.minimum(np.nan_to_num(violations[broken], nan=1e6), 1e6) - 1e-3
         inside = ~broken & (points < _BEYOND).all(axis=1)
