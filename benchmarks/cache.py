@@ -27,6 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "examples")  # Workers import the demo's network.
+
 import numpy as np
 import ray
 import torch
@@ -52,7 +54,7 @@ SEARCHERS: dict[str, Callable[..., GoalSearcher]] = {
     "evolutionary": EvolutionarySearch,
     "bayesian": BayesianSearch,
     "hybrid": HybridSearch,
-    "greedy": partial(GreedySearch, metric="accuracy"),
+    "greedy": partial(GreedySearch, metric="size_mb"),
 }
 
 
