@@ -48,13 +48,9 @@ def volumes(make, problem, trials, seeds, known=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("imagination", [True, False])
-def test_what_the_controller_learns_is_what_finds_hypervolume(imagination):
-    def make(goal, known, seed):
-        return RLControllerSearch(goal, known, seed=seed, imagination=imagination)
-
+def test_what_the_controller_learns_is_what_finds_hypervolume():
     problem = mixed()
-    taught = volumes(make, problem, 100, 6, problem.known)
+    taught = volumes(RLControllerSearch, problem, 100, 6, problem.known)
     untaught = volumes(Untaught, problem, 100, 6, problem.known)
     spread = np.sqrt((np.var(taught, ddof=1) + np.var(untaught, ddof=1)) / 6)
     assert np.mean(taught) - np.mean(untaught) > 3 * spread
