@@ -257,7 +257,7 @@ class WeightForms:
 
 def stored_bits(bits: Floats) -> Floats:
     """Bits that each integer takes in the file: those of 3 bits are stored in 4."""
-    return np.where(bits == 3, 4.0, bits)
+    return np.asarray(np.where(bits == 3, 4.0, bits))
 
 
 def _blocks(columns: Floats) -> Floats:
