@@ -1,8 +1,8 @@
 """Graphs of networks that were exported before, to be filled with the weights of networks that are built alike.
 
-torch.export takes seconds for a transformer whose next pruned form differs from it by shapes
-alone, and the graph does not hold these. What comes of a template is compared with the network
-as every exported file is.
+torch.export takes seconds for a transformer, and the last report of a trial needs the graph of the
+first with other weights. What comes of a template is compared with the network as every exported
+file is.
 """
 
 from __future__ import annotations
@@ -111,24 +111,20 @@ class Build:
 class Templates:
     """Templates by how networks are built.
 
-    One made from a network of other shapes is tried as well, until that has failed once.
+    Only one of the very same shapes is taken: filled with a pruned network's weights, the graph of the
+    whole one is right, but its file is not byte for byte what the network's own export gives.
     """
 
     def __init__(self) -> None:
         self._known: dict[Build, Template] = {}
-        self._rigid: set[tuple[Hashable, str]] = set()
 
     def get(self, build: Build) -> Template | None:
-        """A template for networks that are built so, if there is one."""
-        alike = (build.way, build.structure)
-        if build in self._known or alike in self._rigid:
-            return self._known.get(build)
-        return next((kept for known, kept in self._known.items() if (known.way, known.structure) == alike), None)
+        """The template of networks that are built so, if there is one."""
+        return self._known.get(build)
 
     def fails(self, build: Build) -> None:
-        """Notes that what `get` gave for it does not fit, so that it is not tried again."""
-        if self._known.pop(build, None) is None:
-            self._rigid.add((build.way, build.structure))
+        """Forgets a template that does not fit."""
+        self._known.pop(build, None)
 
     def add(self, build: Build, template: Template) -> None:
         """Keeps a template; the oldest one goes where there are too many."""
@@ -157,7 +153,7 @@ def _tensors(network: nn.Module) -> Mapping[str, np.ndarray]:
 
 def _address(array: np.ndarray) -> int:
     """Where an array lies: tensors that are tied lie at one place."""
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+    return int(array.__array_interface__["data"][0])
 
 
 def _content(array: np.ndarray) -> tuple[object, ...]:

@@ -51,7 +51,7 @@ def test_a_graph_that_holds_a_changed_tensor_in_another_form_is_not_used_again(b
     assert hidden.fill(model) is None
 
 
-def test_networks_with_other_settings_are_built_otherwise_and_pruned_ones_alike(bert):
+def test_networks_with_other_settings_or_shapes_have_other_templates(bert):
     model, *_ = bert
     pruned, _ = make("bert", "sdpa")
     remove_heads(pruned, find_attentions(pruned)[0], [1])
@@ -61,11 +61,10 @@ def test_networks_with_other_settings_are_built_otherwise_and_pruned_ones_alike(
     templates = Templates()
     templates.add(whole, Template(b"graph", {}, {}))
     assert templates.get(whole) is not None
-    assert templates.get(smaller) is not None
-    assert templates.get(other) is None
-    templates.fails(smaller)
     assert templates.get(smaller) is None
-    assert templates.get(whole) is not None
+    assert templates.get(other) is None
+    templates.fails(whole)
+    assert templates.get(whole) is None
 
 
 def test_files_are_the_same_with_and_without_graphs_of_earlier_networks(bert, monkeypatch):
@@ -100,7 +99,6 @@ def test_layers_are_smoothed_again_after_they_were_plain(bert):
     assert network.get_submodule(renamed["classifier"]) is network.classifier[1]
 
 
-@pytest.mark.xfail(reason="it failed when it was last run; the cause has not been found", strict=False)
 def test_a_second_trial_reports_what_it_would_report_as_the_first(monkeypatch):
     model, inputs = make("bert", "sdpa")
     generator = torch.Generator().manual_seed(0)
