@@ -103,9 +103,9 @@ class CompressionPBTScheduler(FIFOScheduler):
         results = past_results(trial)
         for result in results:
             self._enter(trial, result)
-        for milestone, path in self._saved(trial).items():
-            if trial.trial_id in self._population.get(milestone, {}):
-                self._population[milestone][trial.trial_id].checkpoint = path
+        for saved, path in self._saved(trial).items():
+            if trial.trial_id in self._population.get(saved, {}):
+                self._population[saved][trial.trial_id].checkpoint = path
         if results and getattr(trial, "status", None) == Trial.PAUSED:
             milestone = self._milestone(results[-1])
             if milestone is not None:

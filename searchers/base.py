@@ -254,7 +254,7 @@ class GoalSearcher(SavedSearcher):
         """The observations at `final_positions`."""
         return [self.observations[i] for i in self.final_positions()]
 
-    def table(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def table(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Observations as arrays.
 
         Args:
@@ -267,15 +267,15 @@ class GoalSearcher(SavedSearcher):
         chosen = np.asarray(positions, dtype=int)
         return table.encoded[chosen], table.losses[chosen], table.violations[chosen]
 
-    def metric_table(self, positions: Sequence[int]) -> np.ndarray:
+    def metric_table(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
         """The goal's metrics of observations, NaN where one is missing, shape `(n, metrics)`."""
         table = self._table or self._empty_table()
-        return table.metrics[np.asarray(positions, dtype=int)]
+        return np.asarray(table.metrics[np.asarray(positions, dtype=int)])
 
-    def known_table(self, positions: Sequence[int]) -> np.ndarray:
+    def known_table(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
         """`known_values` of observations, shape `(n, known)`."""
         table = self._table or self._empty_table()
-        return table.known[np.asarray(positions, dtype=int)]
+        return np.asarray(table.known[np.asarray(positions, dtype=int)])
 
     def _next_of_its_own(self) -> dict[str, Any] | None:
         held, self._held = self._held, None

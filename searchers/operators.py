@@ -82,13 +82,13 @@ class Variation:
         """Some levels further, reflected at the ends."""
         delta = steps * self._step
         beyond = (encoded + delta < -1e-9) | (encoded + delta > 1 + 1e-9)
-        return np.clip(encoded + np.where(beyond, -delta, delta), 0, 1)
+        return np.asarray(np.clip(encoded + np.where(beyond, -delta, delta), 0, 1))
 
     def _another(self, encoded: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         """Any other value of an unordered dimension."""
         last = np.maximum(self._last, 1)
         offset = 1 + np.floor(drawn * last)
-        return np.mod(np.rint(encoded * last) + offset, last + 1) / last
+        return np.asarray(np.mod(np.rint(encoded * last) + offset, last + 1) / last)
 
     def _snapped(self, encoded: np.ndarray) -> np.ndarray:
         last = np.maximum(self._last, 1)

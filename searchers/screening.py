@@ -65,7 +65,7 @@ class Screen:
         else:
             volume = np.array([self._volume(point) for point in points[inside]])
         result[inside] = np.where(volume > 0, volume, result[inside])
-        return result
+        return np.asarray(result)
 
     def _volume(self, point: np.ndarray) -> float:
         """What the point dominates within the reference and the front does not."""

@@ -69,8 +69,8 @@ class ElasticCNN:
             if count
         }
         remove_units(network, self.places, removed)
-        for layer, size in reduction.kernels.items():
-            crop_kernel(network.get_submodule(layer), size)
+        for layer, kernel in reduction.kernels.items():
+            crop_kernel(network.get_submodule(layer), kernel)
         for block in reduction.blocks:
             leave_out(network, block)
         size = architecture.get(RESOLUTION)

@@ -176,8 +176,8 @@ def _differences(network: nn.Module, whole: nn.Module) -> dict[str, dict[str, An
             f"{unknown[0]}: the network's model has no such parameter, so it cannot be saved as its class"
         )
     sizes = [hook.size for hook in network._forward_pre_hooks.values() if isinstance(hook, Resize)]
-    scaled = {"image_sizes": sizes} if sizes else {}
-    return {"layers": layers, "attributes": attributes, "parameters": parameters, **scaled}
+    changes: dict[str, Any] = {"layers": layers, "attributes": attributes, "parameters": parameters}
+    return {**changes, "image_sizes": sizes} if sizes else changes
 
 
 def _are_alike(first: Any, second: nn.Module) -> bool:

@@ -89,8 +89,8 @@ def crop_kernel(layer: Any, size: int) -> None:
     if layer.padding != "same":
         less = _cropped_padding(layer, size)
         layer.padding = tuple(padding - less for padding in layer.padding)
-    spatial = (slice(edge, -edge),) * len(layer.kernel_size)
-    weight = layer.weight.detach()[(slice(None), slice(None), *spatial)].clone()
+    middle = (slice(None), slice(None), *[slice(edge, -edge)] * len(layer.kernel_size))
+    weight = layer.weight.detach()[middle].clone()
     layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
     layer.kernel_size = (size,) * len(layer.kernel_size)
     doubled = layer._reversed_padding_repeated_twice

@@ -41,7 +41,7 @@ def without_scales(network: nn.Module) -> Iterator[dict[str, ScaledLayer]]:
     try:
         for name, module in smoothed.items():
             scale, layer = module.children()
-            factor, weight = (tensor.detach().numpy() for tensor in (scale.factor, layer.weight))  # type: ignore[operator]
+            factor, weight = (tensor.detach().numpy() for tensor in (scale.factor, layer.weight))
             layers[name] = ScaledLayer(weight, factor)
             replace_module(network, name, layer)
         yield layers

@@ -210,6 +210,7 @@ class HuggingFaceTask(Task):
         """
         from ray_nascomp.architecture import elastic_cnn, elastic_transformer, find_blocks
 
+        build: Any
         if find_blocks(self.model):
             build, architecture = elastic_transformer(self.model, task=self, **options)
         else:
