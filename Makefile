@@ -40,7 +40,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[demo,bayesian,optuna,huggingface,nas,dev]"
+	$(PIP) --editable ".[demo,bayesian,optuna,huggingface,nas,nsga3,dev]"
 	@touch $@
 
 demo: $(INSTALLED)

@@ -129,7 +129,7 @@ class CompressionPBTScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """A new trial, or the paused one that is least far, judged before it goes on."""
-        trials = tune_controller.get_trials()
+        trials: list[Trial] = tune_controller.get_trials()
         new = next((trial for trial in trials if trial.status == Trial.PENDING), None)
         if new is not None:
             return new
