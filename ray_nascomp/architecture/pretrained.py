@@ -147,7 +147,7 @@ def _restore_weight_norm(network: Any, whole: nn.Module) -> None:
             weight_norm(mine, "weight", norm.dim)
 
 
-def _differences(network: nn.Module, whole: nn.Module) -> dict[str, dict[str, Any]]:
+def _differences(network: nn.Module, whole: nn.Module) -> dict[str, Any]:
     """The table of `shape_layers` that makes the network's shapes of those of a whole model."""
     layers: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
