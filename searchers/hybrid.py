@@ -10,20 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal
 from ray_nascomp.observations import Observation
-from ray_nascomp.pareto import hypervolume
 from ray_nascomp.searchers.base import CostFunction, GoalSearcher
 from ray_nascomp.searchers.bayesian import BayesianSearch
+from ray_nascomp.searchers.credit import Credit, hypervolume_gain
 from ray_nascomp.searchers.evolutionary import EvolutionarySearch
-
-_DECAY = 0.8
-# The gain of a good early trial: a member is neither written off nor trusted before it has shown something.
-_FIRST_CREDIT = 0.05
-_FLOOR = 0.2
 
 
 class MakeMember(Protocol):
@@ -65,26 +58,24 @@ class HybridSearch(GoalSearcher):
             raise ConfigError(f"members: {len(makers)} was given, two or more are allowed")
         seeds = self.rng.integers(2**31, size=len(makers))
         self._members = [make(goal, cost_model, seed=int(s)) for make, s in zip(makers, seeds, strict=True)]
-        self._credit = np.full(len(makers), _FIRST_CREDIT)
-        self._author: dict[str, int] = {}
+        self._credit = Credit()
+        self._author: dict[str, str] = {}
 
     def propose(self) -> dict[str, Any]:
         """A config of the member whose turn it is."""
-        chances = _FLOOR / len(self._members) + (1 - _FLOOR) * self._credit / self._credit.sum()
-        index = int(self.rng.choice(len(self._members), p=chances))
-        member = self._members[index]
+        name = self._credit.draw(self.rng, [str(number) for number in range(len(self._members))])
+        member = self._members[int(name)]
         self._share(member)
         config = member.propose()
         if self.is_new(config):
-            self._author[self.key(config)] = index
+            self._author[self.key(config)] = name
         return config
 
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
         """All members hear of it, and its author gets credit for the hypervolume that it adds."""
-        gain = self._gain()
         author = self._author.pop(self.key(observation.config), None)
         if author is not None:
-            self._credit[author] = max(1e-6, _DECAY * self._credit[author] + (1 - _DECAY) * gain)
+            self._credit.add(author, hypervolume_gain(self))
         for member in self._members:
             self._share(member)
             member.observations.append(observation)
@@ -93,11 +84,11 @@ class HybridSearch(GoalSearcher):
     def own_state(self) -> dict[str, Any]:
         """Credit, who has suggested what, and the members' own states."""
         members = [{"rng": m.rng.bit_generator.state, "own": m.own_state()} for m in self._members]
-        return {"credit": self._credit.tolist(), "author": self._author, "members": members}
+        return {"credit": self._credit.values, "author": self._author, "members": members}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Takes it back."""
-        self._credit = np.array(state["credit"])
+        self._credit = Credit(state["credit"])
         self._author = state["author"]
         for member, saved in zip(self._members, state["members"], strict=True):
             member.rng.bit_generator.state = saved["rng"]
@@ -109,18 +100,3 @@ class HybridSearch(GoalSearcher):
         member._space = self._space
         member._table, member._keys = self._table, self._keys
         member._known, member._pending = self._known, self._pending
-
-    def _gain(self) -> float:
-        """Share of the hypervolume that the newest observation has added, in [0, 1]."""
-        positions = self.final_positions()
-        if not positions or positions[-1] != len(self.observations) - 1:
-            return 0.0
-        _, losses, violations = self.table(positions)
-        usable = (violations == 0) & np.isfinite(losses).all(axis=1)
-        if not usable[-1]:
-            return 0.0
-        low, high = losses[usable].min(axis=0), losses[usable].max(axis=0)
-        unit = (losses - low) / np.where(high > low, high - low, 1.0)
-        reference = np.full(unit.shape[1], 1.1)
-        whole = hypervolume(unit[usable], reference)
-        return (whole - hypervolume(unit[:-1][usable[:-1]], reference)) / whole
