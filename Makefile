@@ -47,7 +47,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not minutes" --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest -m "not minutes" --numprocesses 2
 
 test-faults: $(INSTALLED)
 	$(BIN)/pytest tests/faults tests/cluster

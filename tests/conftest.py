@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from ray_nascomp import Task
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that start Ray run in one of the processes: two instances would fight over the same CPUs."""
-    for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How pytest-xdist spreads the tests over processes."""
+    from one_ray import OneRay
+
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from ray_nascomp.deployment.elsewhere import timer_elsewhere
 from ray_nascomp.errors import ConfigError
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.starts_ray
 
 
 @pytest.fixture(scope="module")

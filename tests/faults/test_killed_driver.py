@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from killing import KilledSearch, quiet_sequence
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.starts_ray
 
 
 def search_with_kills(search: KilledSearch, kills: int, most: int, seed: int) -> None:
