@@ -22,7 +22,7 @@ from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.space import Space
 from ray_nascomp.tasks.calling import call, device_of, map_tensors
 from ray_nascomp.tasks.data import Batch, Data
-from ray_nascomp.tasks.padding import ignores_padding, order_by_length, without_padding
+from ray_nascomp.tasks.padding import ignores_padding, order_by_length, sequence_lengths, without_padding
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 Metric = Callable[[Tensor, Tensor], float]
 _CALIBRATION_SAMPLES = 512
 _SMALL_MODEL = 5_000_000
-_alive: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
+_alive: list[weakref.ref[Task]] = []
+"""All tasks of this process; of those with one fingerprint the last is the one that is meant."""
 
 
 class Task:
@@ -112,7 +113,7 @@ class Task:
         self._register()
 
     def _register(self) -> None:
-        _alive[self.fingerprint] = self
+        _alive.append(weakref.ref(self, _alive.remove))
 
     def _read_architecture(self) -> None:
         # Conditions name their dimension by its place in the whole space, which begins with the stage.
@@ -283,8 +284,10 @@ class Task:
 
     @cached_property
     def _ignores_padding(self) -> bool:
-        """Whether padding may be cut off, which one validation sample shows."""
-        return ignores_padding(self.model.eval(), self.val_data)
+        """Whether padding may be cut off, which one sample shows."""
+        if sequence_lengths(self.example_inputs) is None:
+            return False
+        return ignores_padding(self.model.eval(), self.train_data if self.train_data.is_fixed else self.val_data)
 
     def outputs(self, predict: Callable[[Any], Tensor], data: Data) -> tuple[Tensor, Tensor]:
         """Outputs and targets of all samples, in their order; samples of one length are run together.
@@ -345,7 +348,7 @@ class Task:
         # What users have registered goes where their task goes.
         registry.install(state.pop("registered"))
         self.__dict__.update(state)
-        _alive.setdefault(self.fingerprint, self)
+        _alive.insert(0, weakref.ref(self, _alive.remove))
 
     def with_changes(self, **changes: Any) -> Self:
         """A task like this one but for some attributes.
@@ -373,7 +376,8 @@ class Task:
 
 def find_task(fingerprint: str) -> Task | None:
     """The task of this process with a fingerprint, if it is still in use."""
-    return _alive.get(fingerprint)
+    tasks = [task for reference in _alive if (task := reference()) is not None]
+    return next((task for task in reversed(tasks) if task.fingerprint == fingerprint), None)
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> float:

