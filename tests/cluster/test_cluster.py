@@ -20,7 +20,7 @@ def facts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     script = Path(__file__).with_name("cluster_process.py")
     ended = subprocess.run(
-        [sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=240, cwd=folder
+        [sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=540, cwd=folder
     )
     lines = [line for line in ended.stdout.splitlines() if line.startswith("FACTS ")]
     assert lines, ended.stdout[-2000:] + ended.stderr[-4000:]
@@ -28,7 +28,6 @@ def facts(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_all_trials_finish_once_while_one_node_goes_and_another_comes(facts):
     assert facts["statuses"] == ["TERMINATED"] * 24
     assert facts["last"] == [3] * 24
