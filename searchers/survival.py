@@ -12,7 +12,7 @@ from math import comb
 
 import numpy as np
 
-from ray_nascomp.pareto import ranks
+from ray_nascomp.pareto import crowding, ranks
 
 
 def nsga2(losses: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:
@@ -27,7 +27,8 @@ def nsga2(losses: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:
     chosen: list[int] = []
     for level in np.unique(rank):
         members = np.flatnonzero(rank == level)
-        chosen.extend(members[np.argsort(-_crowding_distance(losses[members]), kind="stable")].tolist())
+        room = crowding(np.nan_to_num(losses[members], nan=0.0))
+        chosen.extend(members[np.argsort(-room, kind="stable")].tolist())
         if len(chosen) >= count:
             break
     return np.array(chosen[:count], dtype=int)
@@ -76,15 +77,3 @@ def _directions(objectives: int, count: int) -> np.ndarray:
     while comb(partitions + objectives, objectives - 1) <= count:
         partitions += 1
     return np.asarray(get_reference_directions("das-dennis", objectives, n_partitions=partitions))
-
-
-def _crowding_distance(losses: np.ndarray) -> np.ndarray:
-    """Sum over objectives of the gap between a row's neighbours, infinite at the ends."""
-    distance = np.zeros(len(losses))
-    for column in np.nan_to_num(losses, nan=0.0).T:
-        order = np.argsort(column, kind="stable")
-        span = column[order[-1]] - column[order[0]]
-        distance[order[[0, -1]]] = np.inf
-        if span > 0 and len(order) > 2:
-            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
-    return distance

@@ -103,7 +103,7 @@ def compress(
         goal,
         space,
         EvolutionarySearch(goal, cost_model=costs, seed=seed, points_to_evaluate=[gentle_config(space)]),
-        ParetoASHAScheduler(goal, max_t=epochs + 1, grace_period=min(3, epochs + 1), cost_model=costs),
+        ParetoASHAScheduler(goal, max_t=epochs + 1, cost_model=costs),
         effort,
         output / "search",
         resume=resume,
