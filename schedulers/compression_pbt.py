@@ -24,7 +24,7 @@ from ray_nascomp.goals import Goal, as_float
 from ray_nascomp.pareto import crowding, ranks
 from ray_nascomp.plan import CONTINUE_FROM
 from ray_nascomp.schedulers.compression_steps import contains, smaller, with_training
-from ray_nascomp.schedulers.past import past_results
+from ray_nascomp.schedulers.past import keep_reports, past_results
 from ray_nascomp.space import Space
 
 
@@ -144,6 +144,7 @@ class CompressionPBTScheduler(FIFOScheduler):
         milestone = self._waiting.pop(trial.trial_id, None)
         if milestone is not None:
             self._judge(tune_controller, trial, milestone)
+        keep_reports(trial)
         return trial
 
     def debug_string(self) -> str:

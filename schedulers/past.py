@@ -1,12 +1,13 @@
-"""What a trial reported before its experiment was restored."""
+"""What a trial reported before its experiment was restored, or before it was paused."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow.fs
 from ray.tune.experiment import Trial
 from ray.tune.utils import flatten_dict
 
@@ -42,3 +43,24 @@ def _logged(trial: Trial) -> list[Mapping[str, Any]]:
         if isinstance(row, dict):
             results.append(row)
     return results
+
+
+def keep_reports(trial: Trial) -> None:
+    """Copies a paused trial's reports to the experiment's folder, before it goes on.
+
+    Tune's JSON logger then starts from the copy there, which may be minutes old: what a trial had
+    reported since would be lost.
+    """
+    storage = getattr(trial, "storage", None)
+    if storage is None or not storage.trial_dir_name:
+        return
+    local = Path(trial.local_path, "result.json")
+    if local.exists():
+        remote = str(PurePosixPath(storage.trial_fs_path) / "result.json")
+        storage.storage_filesystem.create_dir(str(storage.trial_fs_path), recursive=True)
+        pyarrow.fs.copy_files(
+            str(local),
+            remote,
+            source_filesystem=pyarrow.fs.LocalFileSystem(),
+            destination_filesystem=storage.storage_filesystem,
+        )
