@@ -20,13 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import ray_nascomp as nc
-from ray_nascomp.deployment.compact import compact
-from ray_nascomp.deployment.qdq import insert_quantization
-from ray_nascomp.deployment.recurrent import quantize_recurrent
 from ray_nascomp.errors import InfeasibleError
 from ray_nascomp.pipeline import CompressionRun
 from ray_nascomp.pipeline.candidate import make_candidate
-from ray_nascomp.pipeline.measure import simulate
+from ray_nascomp.pipeline.measure import file_of, simulate
 from ray_nascomp.pipeline.prepare import prepare
 from ray_nascomp.plan import bits_of
 
@@ -176,12 +173,7 @@ def exported_bytes(task: nc.Task, config: dict[str, Any]) -> int:
     run = CompressionRun(task, config, epochs=0)
     prepared = prepare(make_candidate(task, run.plan, run.costs, run.trainer), task)
     proto = prepared.export(task)
-    simulation = simulate(prepared, task, prepared.outputs_to_quantize(proto))
-    if simulation.calibration:
-        proto = insert_quantization(proto, prepared.weights, simulation.calibration, prepared.exported)
-    if prepared.recurrent:
-        proto = quantize_recurrent(proto, prepared.network, prepared.recurrent)
-    return len(compact(proto))
+    return len(file_of(prepared, proto, simulate(prepared, task, prepared.outputs_to_quantize(proto))))
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

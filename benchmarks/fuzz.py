@@ -36,7 +36,7 @@ Task = nc.Task
 def image_task(network: Callable[[], torch.nn.Module]) -> Task:
     torch.manual_seed(0)
     data = (torch.randn(64, 1, 8, 8), torch.arange(64) % 10)
-    return Task(network(), data, data)
+    return Task(uneven(network()), data, data)
 
 
 def transformer_task(family: str) -> Task:
@@ -44,7 +44,15 @@ def transformer_task(family: str) -> Task:
     inputs = {name: value.repeat(16, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
     classes = model.config.num_labels
     data = (inputs, torch.arange(32) % classes)
-    return Task(model, data, data)
+    return Task(uneven(model), data, data)
+
+
+def uneven(model: torch.nn.Module) -> torch.nn.Module:
+    """Gives parameters values of their own, as training does: equal biases of fresh layers are stored once."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return model
 
 
 KINDS: dict[str, Callable[[], Task]] = {

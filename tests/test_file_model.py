@@ -8,11 +8,8 @@ from candidates import candidate_of
 from torch import nn
 
 import ray_nascomp as nc
-from ray_nascomp.deployment.compact import compact
-from ray_nascomp.deployment.qdq import insert_quantization
-from ray_nascomp.deployment.recurrent import quantize_recurrent
 from ray_nascomp.file_sizes import attribute, node, tensor
-from ray_nascomp.pipeline.measure import simulate
+from ray_nascomp.pipeline.measure import file_of, simulate
 from ray_nascomp.pipeline.prepare import prepare
 
 
@@ -49,12 +46,7 @@ def exported(task, config):
     candidate = candidate_of(task, config)
     prepared = prepare(candidate, task)
     proto = prepared.export(task)
-    simulation = simulate(prepared, task, prepared.outputs_to_quantize(proto))
-    if simulation.calibration:
-        proto = insert_quantization(proto, prepared.weights, simulation.calibration, prepared.exported)
-    if prepared.recurrent:
-        proto = quantize_recurrent(proto, prepared.network, prepared.recurrent)
-    return len(compact(proto))
+    return len(file_of(prepared, proto, simulate(prepared, task, prepared.outputs_to_quantize(proto))))
 
 
 CONFIGS = {

@@ -144,11 +144,7 @@ def make_artifact(prepared: Prepared, proto: onnx.ModelProto, simulation: Simula
     Raises:
         ExportError: If the file does not do what the network does.
     """
-    if simulation.calibration:
-        proto = insert_quantization(proto, prepared.weights, simulation.calibration, prepared.exported)
-    if prepared.recurrent:
-        proto = quantize_recurrent(proto, prepared.network, prepared.recurrent)
-    content = compact(proto)
+    content = file_of(prepared, proto, simulation)
     session = make_session(content)
     value, outputs = evaluate_with_outputs(session, task)
     error = float((outputs - simulation.outputs).norm() / simulation.outputs.norm().clamp(min=1e-12))
@@ -158,6 +154,21 @@ def make_artifact(prepared: Prepared, proto: onnx.ModelProto, simulation: Simula
             f"up to {_MAX_ERROR:g} is allowed. Does the model branch on its inputs?"
         )
     return _timed(content, session, value, error, task)
+
+
+def file_of(prepared: Prepared, proto: onnx.ModelProto, simulation: Simulation) -> bytes:
+    """The file with real integers: what a trial exports.
+
+    Args:
+        prepared: The network that the scales belong to.
+        proto: The network as ONNX in floating point.
+        simulation: Its scales.
+    """
+    if simulation.calibration:
+        proto = insert_quantization(proto, prepared.weights, simulation.calibration, prepared.exported)
+    if prepared.recurrent:
+        proto = quantize_recurrent(proto, prepared.network, prepared.recurrent)
+    return compact(proto)
 
 
 def timed(content: bytes, value: float, error: float, task: Task) -> Artifact:
