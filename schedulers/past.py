@@ -52,7 +52,7 @@ def keep_reports(trial: Trial) -> None:
     reported since would be lost.
     """
     storage = getattr(trial, "storage", None)
-    if storage is None or not storage.trial_dir_name:
+    if storage is None or not storage.trial_dir_name or trial.local_path is None:
         return
     local = Path(trial.local_path, "result.json")
     if local.exists():
