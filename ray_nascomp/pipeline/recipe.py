@@ -44,7 +44,7 @@ class Recipe:
         self._finetune = {**_finetune(plan), "epochs": epochs}
         contents = {
             "prune": _prune(plan, costs, self._finetune, self._quantize),
-            "low_rank": {"ranks": costs.ranks(plan)} if costs.ranks(plan) else None,
+            "low_rank": {"ranks": ranks} if (ranks := costs.ranks(plan)) else None,
             **{name: {"options": plan.stages[name], **_code("stage", name)} for name in plan.stages},
         }
         self.stages = tuple(name for name in plan.order if contents.get(name) is not None)
