@@ -78,6 +78,19 @@ def digits_task(digits: dict[str, Any]) -> Task:
 
 
 @pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same, whichever ran before it; Tune samples from NumPy's global generator."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _nothing_stays_registered() -> Iterator[None]:
     """What a test registers is gone after it."""
     from ray_nascomp import registry

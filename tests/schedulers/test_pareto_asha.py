@@ -150,21 +150,22 @@ def curve(config):
 def test_a_real_search_stops_dominated_trials_and_keeps_the_front(ray_session, tmp_path):
     tuner = tune.Tuner(
         curve,
-        param_space={"x": tune.uniform(0, 1), "waste": tune.choice([0.0, 2.0])},
+        # Pairs of one value of x, the one on the front before the one that it dominates.
+        param_space={"x": tune.grid_search([0.5, 0.2, 0.8, 0.35, 0.65]), "waste": tune.grid_search([0.0, 2.0])},
         tune_config=tune.TuneConfig(
-            scheduler=ParetoASHAScheduler(GOAL, max_t=9, grace_period=1),
-            num_samples=16,
+            scheduler=ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=2),
             reuse_actors=True,
-            max_concurrent_trials=2,
+            max_concurrent_trials=1,
         ),
         run_config=tune.RunConfig(storage_path=str(tmp_path), name="asha", verbose=0),
     )
     grid = tuner.fit()
-    lengths = {
-        waste: [r.metrics["training_iteration"] for r in grid if r.config["waste"] == waste] for waste in (0.0, 2.0)
-    }
-    assert max(lengths[0.0]) == 9
-    assert np.mean(lengths[2.0]) < np.mean(lengths[0.0])
+    lengths = {(r.config["x"], r.config["waste"]): r.metrics["training_iteration"] for r in grid}
+    assert len(lengths) == len(grid) == 10
+    assert all(length == 1 for (_, waste), length in lengths.items() if waste)
+    assert lengths[0.5, 0.0] == 9
+    assert lengths[0.8, 0.0] == 9
+    assert all(length >= 2 for (_, waste), length in lengths.items() if not waste)
     assert not grid.errors
 
 
