@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_nascomp import ModelSpec
-from ray_nascomp.cost_table import CostTable
+from ray_nascomp.costs.cost_table import CostTable
 from ray_nascomp.errors import UntraceableModelError
 
 INPUTS = torch.randn(2, 1, 8, 8)

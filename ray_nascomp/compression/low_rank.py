@@ -3,7 +3,7 @@
 Linear layers and embeddings lose what their inputs miss least: the SVD is taken of the weight times
 a root of the inputs' second moments (DRONE, Chen et al. 2021, NeurIPS 34; SVD-LLM, Wang et al. 2024,
 arXiv 2403.07378); those of an embedding are its tokens' frequencies. Convolutions follow Kim et al.
-2016, arXiv 1511.06530. The shapes come from `ray_nascomp.factor_shapes`.
+2016, arXiv 1511.06530. The shapes come from `ray_nascomp.costs.factor_shapes`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ray_nascomp.compression.decomposition import (
 )
 from ray_nascomp.compression.graph import modules_with_tied_weights
 from ray_nascomp.compression.stand_ins import replace_module
+from ray_nascomp.costs.factor_shapes import max_rank, ranks_of_conv
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.factor_shapes import max_rank, ranks_of_conv
 from ray_nascomp.model_spec import LayerKind
 from ray_nascomp.tasks.calling import call as call_model
 from ray_nascomp.tasks.calling import device_of, map_tensors

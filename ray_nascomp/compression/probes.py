@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ray_nascomp.factor_shapes import max_useful_rank
+from ray_nascomp.costs.factor_shapes import max_useful_rank
 from ray_nascomp.quantizers import bits_for
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ray_nascomp import registry
+from ray_nascomp.costs.factor_shapes import max_useful_rank
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.factor_shapes import max_useful_rank
 from ray_nascomp.plan import ALL, CompressionPlan, LowRankStage, PruneStage, QuantizeStage
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from torch import nn
 
 from ray_nascomp.compression.attention import find_attentions
 from ray_nascomp.compression.fold import fold_batch_norm
+from ray_nascomp.costs.file_layout import FileLayout
 from ray_nascomp.deployment.compact import compact
 from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.places import places_of
-from ray_nascomp.file_layout import FileLayout
 
 if TYPE_CHECKING:
     from ray_nascomp.tasks.base import Task

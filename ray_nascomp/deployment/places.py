@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from torch import nn
 
+from ray_nascomp.costs.file_layout import LayerPlace
 from ray_nascomp.deployment.layer_nodes import layer_nodes
 from ray_nascomp.deployment.qdq import followers_of
 from ray_nascomp.deployment.recurrent import nodes_of
-from ray_nascomp.file_layout import LayerPlace
 
 _POSITIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid")
 _PASSING = ("MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")

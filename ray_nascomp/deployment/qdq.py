@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from ray_nascomp.costs.file_layout import block_size
 from ray_nascomp.deployment.blocks import BLOCK_DOMAIN, block_product, pack_blocks
 from ray_nascomp.deployment.editor import GraphEditor
 from ray_nascomp.deployment.layer_nodes import LayerNode, layer_nodes
@@ -29,7 +30,6 @@ from ray_nascomp.deployment.stored import (
     unfold,
     unfold_rows,
 )
-from ray_nascomp.file_layout import block_size
 from ray_nascomp.nni_adapter.quantization import ActivationScale, Calibration, LayerScales
 
 # Through these ONNX Runtime moves a quantization upwards.

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ray_nascomp import registry
+from ray_nascomp.costs.file_layout import FileLayout
 from ray_nascomp.errors import ConfigError, InfeasibleError, NonFiniteModelError, UntraceableModelError
-from ray_nascomp.file_layout import FileLayout
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.space import Space
 from ray_nascomp.tasks.calling import call, device_of, map_tensors

@@ -17,8 +17,8 @@ from ray_nascomp.compression.low_rank import (
     rank_for_energy,
     spectra,
 )
+from ray_nascomp.costs.factor_shapes import factor_params, factor_shapes, max_rank, ranks_of_conv
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.factor_shapes import factor_params, factor_shapes, max_rank, ranks_of_conv
 
 
 def dense_weight(layer):

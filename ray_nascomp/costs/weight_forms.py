@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ray_nascomp.file_layout import LayerPlace, block_size
-from ray_nascomp.file_sizes import SHORT, attribute, entry, node, tensor, varint
+from ray_nascomp.costs.file_layout import LayerPlace, block_size
+from ray_nascomp.costs.onnx_sizes import SHORT, attribute, entry, node, tensor, varint
 from ray_nascomp.model_spec import LayerSpec
 
 if TYPE_CHECKING:

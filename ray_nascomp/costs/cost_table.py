@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_nascomp.factor_shapes import FACTORISABLE_KINDS
-from ray_nascomp.file_forms import Cells
-from ray_nascomp.file_layout import FileLayout
-from ray_nascomp.file_model import FileModel
+from ray_nascomp.costs.factor_shapes import FACTORISABLE_KINDS
+from ray_nascomp.costs.file_layout import FileLayout
+from ray_nascomp.costs.file_model import FileModel
+from ray_nascomp.costs.weight_forms import Cells
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.quantizers import EMBEDDING_BITS
 

@@ -8,7 +8,7 @@ from candidates import candidate_of
 from torch import nn
 
 import ray_nascomp as nc
-from ray_nascomp.file_sizes import attribute, node, tensor
+from ray_nascomp.costs.onnx_sizes import attribute, node, tensor
 from ray_nascomp.pipeline.measure import file_of, simulate
 from ray_nascomp.pipeline.prepare import prepare
 

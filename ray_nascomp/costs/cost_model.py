@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ray_nascomp import registry
-from ray_nascomp.cost_table import CostTable
+from ray_nascomp.costs.cost_table import CostTable
+from ray_nascomp.costs.file_layout import FileLayout
 from ray_nascomp.errors import InfeasibleError, LayerCollapsedError
-from ray_nascomp.file_layout import FileLayout
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.plan import ALL, CompressionPlan
 

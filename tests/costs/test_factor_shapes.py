@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from ray_nascomp.costs.factor_shapes import Factor, factor_params, factor_shapes, max_useful_rank, ranks_of_conv
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.factor_shapes import Factor, factor_params, factor_shapes, max_useful_rank, ranks_of_conv
 
 
 def test_a_matrix_becomes_two_and_the_last_holds_the_bias():

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_nascomp.file_forms import DOMAIN, FLOAT, MUL, TO_FLOAT, Cells, WeightForms, stored_bits
-from ray_nascomp.file_layout import FileLayout, LayerPlace
-from ray_nascomp.file_sizes import SHORT, entry, node, scalar, tensor, varint
+from ray_nascomp.costs.file_layout import FileLayout, LayerPlace
+from ray_nascomp.costs.onnx_sizes import SHORT, entry, node, scalar, tensor, varint
+from ray_nascomp.costs.weight_forms import DOMAIN, FLOAT, MUL, TO_FLOAT, Cells, WeightForms, stored_bits
 from ray_nascomp.model_spec import LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
