@@ -168,6 +168,8 @@ def remove_heads(model: nn.Module, attention: Attention, units: Iterable[int]) -
         for attribute, value in values.items():
             if hasattr(module, attribute):
                 setattr(module, attribute, value)
+        if isinstance(module, SplitAttention):
+            module.keep_heads(kept)
         if member.position_bias is not None:
             embedding: Any = model.get_submodule(member.position_bias)
             embedding.weight = _select(embedding.weight, kept, 1)

@@ -8,6 +8,7 @@ The module here computes the same from four plain layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,13 +19,16 @@ from torch.nn import functional
 class SplitAttention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762), called as `nn.MultiheadAttention` is.
 
+    A mask for each head may be given for the heads that there were: those of removed heads are left out.
+
     Args:
         original: The module whose weights it takes; without `add_bias_kv` and `add_zero_attn`.
     """
 
     def __init__(self, original: nn.MultiheadAttention) -> None:
         super().__init__()
-        self.num_heads = original.num_heads
+        self.num_heads = self._heads_given = original.num_heads
+        self.kept_heads = tuple(range(original.num_heads))
         self.head_dim = original.head_dim
         self.batch_first = original.batch_first
         self.dropout = original.dropout
@@ -53,6 +57,10 @@ class SplitAttention(nn.Module):
         """Features of its outputs."""
         return int(self.out_proj.weight.shape[0])
 
+    def keep_heads(self, kept: Sequence[int]) -> None:
+        """Notes which of the heads are left, so that their masks are told from those of the others."""
+        self.kept_heads = tuple(self.kept_heads[head] for head in kept)
+
     def forward(
         self,
         query: Tensor,
@@ -67,7 +75,7 @@ class SplitAttention(nn.Module):
         """See `nn.MultiheadAttention.forward`.
 
         Raises:
-            ValueError: For `is_causal` without its mask, and a mask for each head when heads are gone.
+            ValueError: For `is_causal` without its mask, and masks for another number of heads.
         """
         if is_causal and attn_mask is None:
             raise ValueError("is_causal is a hint: attn_mask has to be given with it")
@@ -106,14 +114,22 @@ class SplitAttention(nn.Module):
             parts.append(_additive(padding, heads)[:, None, None, :])
         if attention is not None:
             if attention.dim() == 3:
-                if attention.shape[0] != heads.shape[0] * self.num_heads:
-                    raise ValueError(
-                        f"attn_mask of shape {tuple(attention.shape)}: {self.num_heads} heads are left for "
-                        f"{heads.shape[0]} samples; one mask for all heads is allowed"
-                    )
-                attention = attention.reshape(heads.shape[0], self.num_heads, *attention.shape[1:])
+                attention = self._mask_of_each_head(attention, heads.shape[0])
             parts.append(_additive(attention, heads))
         return sum(parts[1:], parts[0]) if parts else None
+
+    def _mask_of_each_head(self, mask: Tensor, samples: int) -> Tensor:
+        """A mask of shape `(samples * heads, ...)` as one of shape `(samples, heads that are left, ...)`."""
+        # A caller who asks how many heads there are knows of those alone that are left.
+        if mask.shape[0] == samples * self.num_heads:
+            return mask.reshape(samples, self.num_heads, *mask.shape[1:])
+        if mask.shape[0] == samples * self._heads_given:
+            whole = mask.reshape(samples, self._heads_given, *mask.shape[1:])
+            return whole[:, list(self.kept_heads)]
+        raise ValueError(
+            f"attn_mask of shape {tuple(mask.shape)} for {samples} samples: there are {self._heads_given} heads, of "
+            f"which {self.num_heads} are left; a mask for each of these, or one for all, is allowed"
+        )
 
 
 def split_attentions(model: nn.Module) -> None:

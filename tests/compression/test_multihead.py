@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ray_nascomp as nc
-from ray_nascomp.compression.attention import find_attentions
+from ray_nascomp.compression.attention import find_attentions, remove_heads
 from ray_nascomp.compression.multihead import SplitAttention, split_attentions
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -84,8 +84,39 @@ def test_masks_of_each_head_and_inputs_without_a_batch_are_taken():
         assert (found[1] is None) == (expected[1] is None)
         if found[1] is not None:
             torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="one mask for all heads"):
+    with pytest.raises(ValueError, match="3 heads, of which 3 are left"):
         split(x, x, x, attn_mask=mask[:4])
+
+
+class MaskedNet(nn.Module):
+    """Four heads, each of which looks at another distance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        places = torch.arange(x.shape[1])
+        slopes = torch.tensor([0.0, 0.3, 1.0, 3.0])[:, None, None]
+        mask = (-slopes * (places[:, None] - places).abs()).repeat(x.shape[0], 1, 1)
+        return self.head(self.attention(x, x, x, attn_mask=mask, need_weights=False)[0].mean(1))
+
+
+def test_heads_that_are_left_keep_their_own_masks():
+    torch.manual_seed(0)
+    data = torch.randn(8, 6, 16, generator=GENERATOR), torch.arange(8) % 3
+    task = nc.Task(MaskedNet().eval(), data, data)
+    (group,) = [group for group in task.spec.prunable_groups if group.is_heads]
+    masked = task.network({}).eval()
+    masked.attention.out_proj.weight.data[:, [*range(4), *range(8, 12)]] = 0
+    network = task.network({}).eval()
+    for unit in (2, 0):
+        remove_heads(network, find_attentions(network)[0], [unit])
+    assert network.attention.kept_heads == (1, 3)
+    torch.testing.assert_close(network(data[0]), masked(data[0]), rtol=0, atol=1e-6)
+    step = nc.compress(task, {"prune": {"sparsity": {group.name: 0.5}}}, epochs=0)
+    assert step.metrics["export_error"] < 1e-5
 
 
 def test_attention_with_further_rows_is_left_as_it_is():
