@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -17,28 +18,31 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str]]:
-    """Names of (convolution or linear layer, batch normalisation) where one feeds the other.
+    """Names of (convolution or linear layer, batch normalisation) where one feeds the other, at every call.
 
     Args:
         model: The model; it is run once in evaluation mode.
         example_inputs: Inputs to run it on.
     """
     produced: dict[int, tuple[str, Any]] = {}
-    pairs: list[tuple[str, str]] = []
+    calls: Counter[str] = Counter()
+    pairs: Counter[tuple[str, str]] = Counter()
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
 
             def remember(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
+                calls[name] += 1
                 produced[id(output)] = (name, output)
 
             handles.append(module.register_forward_hook(remember))
         elif isinstance(module, _NORMS) and module.track_running_stats:
 
             def match(_module: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+                calls[name] += 1
                 owner = produced.get(id(inputs[0]))
                 if owner is not None:
-                    pairs.append((owner[0], name))
+                    pairs[owner[0], name] += 1
 
             handles.append(module.register_forward_pre_hook(match))
     training = model.training
@@ -50,9 +54,7 @@ def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str
         for handle in handles:
             handle.remove()
         model.train(training)
-    producers = [producer for producer, _ in pairs]
-    norms = [norm for _, norm in pairs]
-    return [pair for pair in pairs if producers.count(pair[0]) == 1 and norms.count(pair[1]) == 1]
+    return [(layer, norm) for (layer, norm), count in pairs.items() if count == calls[layer] == calls[norm]]
 
 
 def fold_batch_norm(model: nn.Module, example_inputs: Any) -> None:

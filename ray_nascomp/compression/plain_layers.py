@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import nn
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ray_nascomp.compression.attention import replace_conv1d
 from ray_nascomp.compression.multihead import split_attentions
@@ -12,3 +17,30 @@ def use_plain_layers(model: nn.Module) -> None:
     """Replaces GPT-2's `Conv1D` and torch's `nn.MultiheadAttention` by linear layers, in place."""
     replace_conv1d(model)
     split_attentions(model)
+
+
+def with_plain_weights(model: nn.Module) -> nn.Module:
+    """The model without torch's deprecated `weight_norm` and `spectral_norm`, whose weights cannot be copied.
+
+    Args:
+        model: Any module; it keeps its norms.
+
+    Returns:
+        The model itself where it has none; otherwise a copy that computes the same in evaluation mode.
+    """
+    normed = [(module, hook) for module in model.modules() for hook in _weight_norms(module)]
+    if not normed:
+        return model
+    for module, hook in normed:
+        # Each call makes the weight anew; torch copies no tensor that has a history.
+        setattr(module, hook.name, getattr(module, hook.name).detach())
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for hook in _weight_norms(module):
+            remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
+            remove(module, hook.name)
+    return model
+
+
+def _weight_norms(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, (WeightNorm, SpectralNorm))]

@@ -92,7 +92,9 @@ class Task:
             raise ConfigError("build and architecture: only one was given; a builder and its dimensions go together")
         if batch_size < 1:
             raise ConfigError(f"batch_size: {batch_size!r} was given, a positive number is allowed")
-        self.model = model
+        from ray_nascomp.compression.plain_layers import with_plain_weights
+
+        self.model = with_plain_weights(model)
         self.train_data = Data(train_data, "train_data")
         self.val_data = Data(val_data, "val_data")
         self.test_data = Data(test_data, "test_data") if test_data is not None else None
@@ -181,7 +183,7 @@ class Task:
             ConfigError: For unknown or missing keys, or an architecture where there is no builder.
         """
         from ray_nascomp.architecture.inherit import inherit_weights
-        from ray_nascomp.compression.plain_layers import use_plain_layers
+        from ray_nascomp.compression.plain_layers import use_plain_layers, with_plain_weights
 
         if not architecture:
             network = copy.deepcopy(self.model)
@@ -195,6 +197,7 @@ class Task:
         network = self.build(self._canonical(architecture))
         if not isinstance(network, nn.Module):
             raise ConfigError(f"build: it returned a {type(network).__name__}, a torch.nn.Module is allowed")
+        network = with_plain_weights(network)
         if not getattr(self.build, "inherits", False):
             inherit_weights(network, self.model)
         use_plain_layers(network)
