@@ -135,7 +135,7 @@ CASE = Case(
         limits=Limits(params=0.15, size=0.04, speedup=5.5, drop=0.15),
     ),
     quick=Budget(
-        samples=2000,
+        samples=1000,
         epochs=1,
         learning_rate=4e-3,
         trials=3,

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from functools import cache
 from pathlib import Path
 
 from xdist.scheduler import LoadScopeScheduling
 
-_STARTS_RAY = re.compile(r"\bray_session\b|\bstarts_ray\b")
+_WHOLE_FILE = re.compile(r"\bstarts_ray\b|usefixtures\(\"ray_session\"\)")
 
 
 class OneRay(LoadScopeScheduling):
-    """Sends the files that start Ray to one process, and every other test wherever one is free."""
+    """Sends the tests that start Ray to one process, and every other wherever one is free."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if starts_ray(self.config.rootpath / nodeid.split("::")[0]) else nodeid
+        file, *_, name = nodeid.split("[")[0].split("::")
+        starting = tests_that_start_ray(self.config.rootpath / file)
+        return "ray" if starting is None or name in starting else nodeid
 
 
 @cache
-def starts_ray(file: Path) -> bool:
-    """Whether a file of tests says that it does, by the fixture or by the marker."""
-    return bool(_STARTS_RAY.search(file.read_text()))
+def tests_that_start_ray(file: Path) -> frozenset[str] | None:
+    """Names of a file's tests that take the fixture; None for all, where a mark or another fixture of the file does."""
+    text = file.read_text()
+    if _WHOLE_FILE.search(text):
+        return None
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    taking = {function.name for function in functions if "ray_session" in {each.arg for each in function.args.args}}
+    return frozenset(taking) if all(name.startswith("test_") for name in taking) else None

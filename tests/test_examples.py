@@ -34,11 +34,11 @@ def test_the_demo_ends_with_a_front_a_model_and_its_gains(tmp_path):
     output = run(
         "demo.py",
         "--trials",
-        "14",
+        "10",
         "--epochs",
         "4",
         "--refine",
-        "6",
+        "3",
         "--output",
         str(tmp_path / "out"),
         folder=tmp_path,
@@ -53,24 +53,22 @@ def test_the_demo_ends_with_a_front_a_model_and_its_gains(tmp_path):
 
 @pytest.mark.slow
 def test_a_stock_tune_script_takes_our_space(tmp_path):
-    assert "'stage': 'exported'" in run("drop_in.py", "--trials", "4", "--epochs", "2", folder=tmp_path)
+    assert "'stage': 'exported'" in run("drop_in.py", "--trials", "3", "--epochs", "2", folder=tmp_path)
 
 
 @pytest.mark.slow
 def test_our_searcher_drives_a_users_own_trainable(tmp_path):
-    assert "price" in run("own_trainable.py", "--trials", "4", folder=tmp_path)
+    assert "price" in run("own_trainable.py", "--trials", "2", folder=tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "dataset", "tuning"), [("hf_image.py", "digits", 12), ("hf_speech.py", "tones", 20)]
-)
+@pytest.mark.parametrize(("script", "dataset", "tuning"), [("hf_image.py", "digits", 8), ("hf_speech.py", "tones", 12)])
 def test_a_small_huggingface_model_is_searched(tmp_path, script, dataset, tuning):
     pytest.importorskip("transformers", reason="needs transformers")
     output = run(
         script,
         *("--model", "small", "--dataset", dataset, "--tuning-epochs", str(tuning)),
-        *("--trials", "3", "--epochs", "1", "--output", str(tmp_path / "out")),
+        *("--trials", "2", "--epochs", "1", "--output", str(tmp_path / "out")),
         folder=tmp_path,
     )
     measured = dict(line.split(": ") for line in output.splitlines() if line.startswith(("size_ratio", "accuracy")))

@@ -22,7 +22,7 @@ from ray_nascomp.searchers import EvolutionarySearch
 GOAL = nc.Goal([nc.Objective("error", "min"), nc.Objective("size", "min")])
 SPACE = {"width": tune.uniform(0, 1), "depth": tune.randint(1, 9)}
 STEPS = 3
-TRIALS = 24
+TRIALS = 15
 
 
 def where():
