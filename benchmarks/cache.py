@@ -27,7 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
-os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "examples")  # Workers import the demo's network.
+_EXAMPLES = str(Path(__file__).parents[1] / "examples")  # Workers import the demo's network.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_EXAMPLES, os.environ.get("PYTHONPATH")]))
 
 import numpy as np
 import ray
