@@ -22,7 +22,7 @@ from ray_nascomp.searchers import EvolutionarySearch
 GOAL = nc.Goal([nc.Objective("error", "min"), nc.Objective("size", "min")])
 SPACE = {"width": tune.uniform(0, 1), "depth": tune.randint(1, 9)}
 STEPS = 3
-TRIALS = 15
+TRIALS = 24
 
 
 def where():
@@ -97,10 +97,11 @@ class NodesComeAndGo(tune.Callback):
         self._ended += 1
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
-        begun = result["node"] == self._nodes[0].node_id and result["training_iteration"] == 1
+        node = next((node for node in self._nodes if node.node_id == result["node"]), None)
+        begun = node is not None and result["training_iteration"] == 1
         if begun and self._ended >= TRIALS // 3 and "removed" not in self._facts:
-            self._facts["removed"] = self._nodes[0].node_id
-            self._cluster.remove_node(self._nodes[0], allow_graceful=False)
+            self._facts["removed"] = node.node_id
+            self._cluster.remove_node(node, allow_graceful=False)
             self._facts["added"] = self._cluster.add_node(num_cpus=2).node_id
             (self._folder / "added.new").write_text(self._facts["added"])
             (self._folder / "added.new").rename(self._folder / "added")

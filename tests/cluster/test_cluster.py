@@ -29,13 +29,13 @@ def facts(tmp_path_factory):
 
 @pytest.mark.slow
 def test_all_trials_finish_once_while_one_node_goes_and_another_comes(facts):
-    assert facts["statuses"] == ["TERMINATED"] * 15
-    assert facts["last"] == [3] * 15
-    assert len({json.dumps(config, sort_keys=True) for config in facts["configs"]}) == 15
+    assert facts["statuses"] == ["TERMINATED"] * 24
+    assert facts["last"] == [3] * 24
+    assert len({json.dumps(config, sort_keys=True) for config in facts["configs"]}) == 24
     last_steps = Counter(json.dumps(s["config"], sort_keys=True) for s in facts["steps"] if s["step"] == 3)
     # What ran on the dead node, two trials at most, may have lost a last step that was not reported yet.
     assert set(last_steps) == {json.dumps(config, sort_keys=True) for config in facts["configs"]}
-    assert sum(last_steps.values()) <= 17
+    assert sum(last_steps.values()) <= 26
     used = {step["node"] for step in facts["steps"]}
     assert facts["removed"] in used
     assert facts["added"] in used
