@@ -22,7 +22,7 @@ import copy
 import json
 import platform
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_nascomp.compression.smooth import ALPHAS
-from ray_nascomp.compression.static import calibrate_linear, calibrate_weights, quantize_linear
+from ray_nascomp.compression.static import calibrate_layers, calibrate_weights, quantize_linear
 from ray_nascomp.deployment.axes import sequence_axes
 from ray_nascomp.deployment.compact import compact
 from ray_nascomp.deployment.export import export_onnx
@@ -112,7 +112,8 @@ def eight_bits(network: nn.Module, batches: list[dict[str, Tensor]], alpha: Any 
 def stored_weights(network: nn.Module, batches: list[dict[str, Tensor]], bits: int) -> bytes:
     """The file with weights of few bits that computes in floating point."""
     network = copy.deepcopy(network)
-    calibration = calibrate_linear(network, linear_names(network), batches, bits, with_inputs=False)
+    found = calibrate_layers(network, dict.fromkeys(linear_names(network), bits), batches)
+    calibration = {name: replace(scales, input=None) for name, scales in found.items()}
     calibration |= calibrate_weights(network, embedding_bits(network, bits))
     example = {name: tensor[:2] for name, tensor in batches[0].items()}
     return compact(quantized_file(network, example, calibration))

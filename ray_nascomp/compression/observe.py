@@ -1,4 +1,4 @@
-"""What reaches linear layers on calibration data, padding left out: ranges, covariances, samples."""
+"""What reaches layers on calibration data, padding left out: ranges, covariances, samples."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ray_nascomp.compression.patches import CONVOLUTIONS, parts_and_width, patch_window, sample_patches
 from ray_nascomp.tasks.calling import call
 
 _SAMPLED_ROWS = 512
+_PATCHES = 8192
+"""Patches that are observed of a convolution, over all batches: neighbours hardly differ."""
 _MEMORY = 256 * 2**20
 """Bytes of covariances or samples that are held at a time."""
 
 
 @dataclass
 class ObservedInput:
-    """The input that one linear layer, or several of them, read.
+    """The input that one layer, or several of them, read: a linear layer's features, a convolution's patches.
 
     Attributes:
         layers: Names of the layers, in the order in which they run.
-        lowest: Least value of each feature, shape `(features,)`.
-        highest: Largest value of each feature, shape `(features,)`.
-        covariance: Mean of x x', shape `(features, features)`, double precision, not centred; None
-            where it was not asked for.
+        lowest: Least value of each feature, shape `(features,)`; of patches that of the whole input.
+        highest: Largest value of each feature, shape `(features,)`; of patches that of the whole input.
+        covariance: Mean of x x' for each of the layer's groups, shape `(groups, features / groups,
+            features / groups)`, double precision, not centred; None where it was not asked for.
         rows: Some of the inputs, shape `(rows, features)`.
         count: Number of inputs observed.
     """
@@ -53,15 +56,20 @@ class ObservedInput:
             self.layers, self.lowest * factor, self.highest * factor, covariance, self.rows * factor, self.count
         )
 
+    def reaches(self, lowest: Tensor, highest: Tensor) -> None:
+        """Takes in the ends of a range, of each feature or of all of them."""
+        self.lowest = torch.minimum(self.lowest, lowest)
+        self.highest = torch.maximum(self.highest, highest)
+
     def add(self, inputs: Tensor, generator: torch.Generator) -> None:
         """Takes in inputs of shape `(rows, features)`."""
         if not len(inputs):
             return
-        self.lowest = torch.minimum(self.lowest, inputs.amin(0))
-        self.highest = torch.maximum(self.highest, inputs.amax(0))
+        self.reaches(inputs.amin(0), inputs.amax(0))
         total = self.count + len(inputs)
         if self.covariance is not None:
-            self.covariance.mul_(self.count / total).add_(inputs.T @ inputs, alpha=1 / total)
+            by_group = inputs.unflatten(1, (len(self.covariance), -1)).transpose(0, 1)
+            self.covariance.mul_(self.count / total).add_(by_group.transpose(1, 2) @ by_group, alpha=1 / total)
         # Every input seen so far stays in the sample with the same probability.
         share = torch.rand(len(inputs), generator=generator) < _SAMPLED_ROWS / total
         if total <= _SAMPLED_ROWS:
@@ -73,19 +81,20 @@ class ObservedInput:
 
 
 def shared_inputs(network: nn.Module, layers: Iterable[str], inputs: Any) -> list[list[str]]:
-    """The layers in the order in which they run, those that read the same tensor together.
+    """The layers in the order in which they run, those that read the same features together.
 
     Args:
         network: The network; run once, as it is.
-        layers: Names of linear layers.
+        layers: Names of linear layers and convolutions.
         inputs: A batch's inputs.
     """
-    groups: dict[int, list[str]] = {}
+    groups: dict[tuple[int, str], list[str]] = {}
     alive: list[Tensor] = []  # An id is unique among tensors that are alive.
 
-    def note(_module: nn.Module, arguments: tuple[Tensor, ...], name: str) -> None:
+    def note(module: nn.Module, arguments: tuple[Tensor, ...], name: str) -> None:
         alive.append(arguments[0])
-        groups.setdefault(id(arguments[0]), []).append(name)
+        window = patch_window(module) if isinstance(module, CONVOLUTIONS) else ""
+        groups.setdefault((id(arguments[0]), window), []).append(name)
 
     handles = [network.get_submodule(name).register_forward_pre_hook(partial(note, name=name)) for name in layers]
     try:
@@ -118,11 +127,11 @@ def observe_inputs(
 
     Args:
         network: The network; run in the mode it is in.
-        groups: Names of the linear layers that share an input, from `shared_inputs`.
+        groups: Names of the layers that share an input, from `shared_inputs`.
         batches: Inputs of the calibration batches. Where they are dicts with an `attention_mask`
             of shape `(batch, length)`, positions that it leaves out are not observed.
         with_covariance: Whether covariances are wanted, which take longer than all the rest.
-        seed: Of the choice of sampled rows.
+        seed: Of the choice of sampled rows and patches.
     """
     pending = list(groups)
     generator = torch.Generator().manual_seed(seed)
@@ -131,15 +140,15 @@ def observe_inputs(
         used = 0
         while pending and (not observed or used < _MEMORY):
             group = list(pending.pop(0))
-            features = network.get_submodule(group[0]).in_features
-            assert isinstance(features, int)
-            used += 8 * features**2 if with_covariance else 4 * features * _SAMPLED_ROWS
+            parts, width = parts_and_width(network.get_submodule(group[0]))
+            features = parts * width
+            used += 8 * parts * width**2 if with_covariance else 4 * features * _SAMPLED_ROWS
             observed.append(
                 ObservedInput(
                     group,
                     torch.full((features,), torch.inf),
                     torch.full((features,), -torch.inf),
-                    torch.zeros(features, features, dtype=torch.float64) if with_covariance else None,
+                    torch.zeros(parts, width, width, dtype=torch.float64) if with_covariance else None,
                     torch.zeros(0, features),
                 )
             )
@@ -150,12 +159,17 @@ def observe_inputs(
 def _run(network: nn.Module, observed: list[ObservedInput], batches: Sequence[Any], generator: torch.Generator) -> None:
     mask: Tensor | None = None
 
-    def note(_module: nn.Module, arguments: tuple[Tensor, ...], into: ObservedInput) -> None:
-        into.add(_rows(arguments[0].detach().float().cpu(), mask), generator)
+    def note(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor, into: ObservedInput) -> None:
+        inputs = arguments[0].detach().float().cpu()
+        if isinstance(module, CONVOLUTIONS):
+            count = max(1, _PATCHES // len(batches))
+            into.add(sample_patches(module, inputs, output.shape, count, generator), generator)
+            into.reaches(inputs.amin(), inputs.amax())
+        else:
+            into.add(_rows(inputs, mask), generator)
 
     handles = [
-        network.get_submodule(entry.layers[0]).register_forward_pre_hook(partial(note, into=entry))
-        for entry in observed
+        network.get_submodule(entry.layers[0]).register_forward_hook(partial(note, into=entry)) for entry in observed
     ]
     try:
         with torch.no_grad():

@@ -223,7 +223,7 @@ def _quantize(bench: Bench, probes: list[Probe]) -> None:
     from ray_nascomp.compression.attention import find_attentions
     from ray_nascomp.compression.fold import fold_batch_norm
     from ray_nascomp.compression.smooth import ALPHAS, smooth
-    from ray_nascomp.compression.static import calibrate_linear
+    from ray_nascomp.compression.static import calibrate_layers
     from ray_nascomp.nni_adapter.quantization import QuantizationSession
 
     task = bench.task
@@ -239,8 +239,8 @@ def _quantize(bench: Bench, probes: list[Probe]) -> None:
     if not eight:
         return
     rounded = copy.deepcopy(network)
-    known = calibrate_linear(rounded, bench.names.values(), batches)
     bits = {bench.names.get(name, name): 8 for name in eight}
+    known = calibrate_layers(rounded, bits, batches)
     session = QuantizationSession(rounded, task, bits, (), start=known)
     bench.scales = session.calibration()
     session.close()

@@ -1,4 +1,4 @@
-"""Weights and inputs of linear layers as integers: affine ranges, and rounding that makes up for its own errors."""
+"""Weights and inputs of layers as integers: affine ranges, and rounding that makes up for its own errors."""
 
 from __future__ import annotations
 
@@ -61,16 +61,19 @@ def error_spread(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """How a layer's features make up for each other's errors, for `round_compensated`.
 
     Args:
-        covariance: Mean of x x' of the layer's inputs, shape `(features, features)`.
+        covariance: Mean of x x' of what each of the layer's groups reads, shape
+            `(groups, features, features)`.
 
     Returns:
-        The features in the order in which they are rounded, those with the largest inputs first;
-        and, shape `(features, features)` in that order, how the error of each (a row) is spread
-        over those after it.
+        The features in the order in which they are rounded, those with the largest inputs first,
+        shape `(groups, features)`; and, shape `(groups, features, features)` in that order, how the
+        error of each (a row) is spread over those after it.
     """
-    order = covariance.diagonal().argsort(descending=True, stable=True)
-    hessian = covariance.double()[order][:, order]
-    hessian.diagonal().add_(_DAMPING * float(hessian.diagonal().mean()) + 1e-12)
+    order = covariance.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    rows = order[:, :, None].expand_as(covariance)
+    hessian = covariance.double().gather(1, rows).gather(2, rows.transpose(1, 2))
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    diagonal.add_(_DAMPING * diagonal.mean(1, keepdim=True) + 1e-12)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     return order, torch.linalg.cholesky(inverse, upper=True).float()
 
@@ -82,23 +85,28 @@ def round_compensated(weight: Tensor, scales: Tensor, limit: int, spread: tuple[
     that are still to come (GPTQ: Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv 2210.17323).
 
     Args:
-        weight: Shape `(channels, features)`.
+        weight: Shape `(channels, ...)`: of each channel the features of the group that it reads.
         scales: Shape `(channels,)`.
         limit: Largest magnitude of an integer.
         spread: What `error_spread` gives for the layer's inputs.
     """
     order, factors = spread
-    # Features along the first axis, so that each step works on memory that lies together.
-    remaining = weight.float().T[order].contiguous()
+    groups, features = order.shape
+    # Features before channels, so that each step works on memory that lies together.
+    laid_out = weight.float().reshape(groups, -1, features).transpose(1, 2)
+    index = order[:, :, None].expand_as(laid_out)
+    remaining = laid_out.gather(1, index)
     rounded = torch.empty_like(remaining)
-    features = len(remaining)
+    steps = scales.reshape(groups, -1)
     for start in range(0, features, _BLOCK):
         stop = min(start + _BLOCK, features)
-        errors = torch.empty(stop - start, remaining.shape[1])
+        errors = torch.empty(groups, stop - start, steps.shape[1])
         for feature in range(start, stop):
-            row = remaining[feature]
-            rounded[feature] = (row / scales).round_().clamp_(-limit, limit).mul_(scales)
-            error = torch.sub(row, rounded[feature], out=errors[feature - start]).div_(factors[feature, feature])
-            remaining[feature + 1 : stop].addr_(factors[feature, feature + 1 : stop], error, alpha=-1)
-        remaining[stop:].addmm_(factors[start:stop, stop:].T, errors, alpha=-1)
-    return rounded[order.argsort()].T.contiguous().to(weight.dtype)
+            row = remaining[:, feature]
+            rounded[:, feature] = (row / steps).round_().clamp_(-limit, limit).mul_(steps)
+            error = errors[:, feature - start]
+            torch.sub(row, rounded[:, feature], out=error).div_(factors[:, feature, feature, None])
+            remaining[:, feature + 1 : stop] -= factors[:, feature, feature + 1 : stop, None] * error[:, None]
+        remaining[:, stop:].baddbmm_(factors[:, start:stop, stop:].transpose(1, 2), errors, alpha=-1)
+    restored = torch.empty_like(rounded).scatter_(1, index, rounded)
+    return restored.transpose(1, 2).reshape(weight.shape).to(weight.dtype)

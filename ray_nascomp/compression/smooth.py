@@ -102,12 +102,17 @@ def smoothable(network: nn.Module, layers: Iterable[str], batches: Sequence[Any]
             raise ConfigError(f"layers: {name!r} is a {type(module).__name__}, a Linear is allowed")
     if names and not batches:
         raise ConfigError("batches: none were given, at least one is needed to see the layers' inputs")
+    return with_own_weights(network, names)
+
+
+def with_own_weights(network: nn.Module, layers: Iterable[str]) -> list[str]:
+    """Those of the layers whose weight no other module has."""
     uses = Counter(
         id(parameter)
         for _, module in network.named_modules(remove_duplicate=False)
         for parameter in module.parameters(recurse=False)
     )
-    return [name for name in names if uses[id(network.get_submodule(name).weight)] == 1]
+    return [name for name in layers if uses[id(network.get_submodule(name).weight)] == 1]
 
 
 def smooth_observed(

@@ -1,9 +1,9 @@
 """Integers for layers straight from weights and calibration data.
 
 NNI's observers see padding and round each weight by itself. Here padding is left out of the
-ranges, and the rounding of each weight of a linear layer makes up for the errors of the others,
-which matters more than the choice of the ranges: MiniLM's sentence embeddings in 8 bits have a
-cosine of 0.9977 to the original ones with it, and of 0.9961 without.
+ranges, and the rounding of each weight of a layer makes up for the errors of the others, which
+matters more than the choice of the ranges: MiniLM's sentence embeddings in 8 bits have a cosine of
+0.9977 to the original ones with it, and of 0.9961 without.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_nascomp.compression.observe import ObservedInput, observe_inputs, shared_inputs
+from ray_nascomp.compression.patches import CONVOLUTIONS, parts_and_width
 from ray_nascomp.compression.rounding import (
     affine_range,
     channel_scales,
@@ -23,9 +24,12 @@ from ray_nascomp.compression.rounding import (
     fitted_scales,
     round_compensated,
 )
-from ray_nascomp.compression.smooth import ALPHAS, checked_alphas, smooth_observed, smoothable
+from ray_nascomp.compression.smooth import ALPHAS, checked_alphas, smooth_observed, smoothable, with_own_weights
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.nni_adapter.quantization import WEIGHT_LIMIT, ActivationScale, Calibration, LayerScales
+
+_MOST_FEATURES = 3200
+"""What a layer may read for an output: beyond, compensation takes seconds a layer."""
 
 
 def quantize_linear(
@@ -58,59 +62,60 @@ def quantize_linear(
     for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches):
         if observed.count:
             smoothed, seen = smooth_observed(network, observed, alphas)
-            calibration.update(_round_layers(network, list(smoothed.values()), seen, 8, True))
+            calibration.update(_round_layers(network, dict.fromkeys(smoothed.values(), 8), seen))
             renamed.update(smoothed)
     return renamed, calibration
 
 
-def calibrate_linear(
-    network: nn.Module, layers: Iterable[str], batches: Sequence[Any], bits: int = 8, with_inputs: bool = True
-) -> Calibration:
-    """Rounds the weights of linear layers in place and gives the scales of their integers.
+def calibrate_layers(network: nn.Module, bits: Mapping[str, int], batches: Sequence[Any]) -> Calibration:
+    """Rounds the weights of layers in place and gives the scales of their integers.
 
-    Inputs take the range that they have on the data, padding left out; outputs stay in floating
-    point. Layers that the data never reaches are left out.
+    With 8 bits inputs become integers too, in the range that they have on the data, padding left out; with
+    fewer the weights are merely stored as such. Outputs stay in floating point. Left out are layers that
+    the data never reaches, whose weight is shared, or that read more than 3,200 values for an output.
 
     Args:
         network: The network in evaluation mode, on the CPU; changed in place.
-        layers: Names of linear layers.
-        batches: Inputs of calibration batches.
-        bits: Bits of the weights, 1..8.
-        with_inputs: Whether inputs become integers too; otherwise the weights are merely stored
-            as such.
+        bits: Name of a layer -> bits of its weight, 1..8; linear layers and convolutions are rounded.
+        batches: Inputs of calibration batches; some hundred samples will do.
 
     Raises:
         ConfigError: If there are no batches.
     """
-    names = list(layers)
-    if not names:
-        return {}
-    if not batches:
+    names = with_own_weights(network, [name for name in bits if _is_in_reach(network.get_submodule(name))])
+    if bits and not batches:
         raise ConfigError("batches: none were given, at least one is needed to see the layers' inputs")
     calibration: Calibration = {}
-    for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches):
+    for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches) if names else ():
         if observed.count:
-            calibration.update(_round_layers(network, observed.layers, observed, bits, with_inputs))
+            calibration.update(_round_layers(network, {name: bits[name] for name in observed.layers}, observed))
     return calibration
 
 
-def _round_layers(
-    network: nn.Module, names: Sequence[str], observed: ObservedInput, bits: int, with_inputs: bool
-) -> Calibration:
+def _is_in_reach(layer: nn.Module) -> bool:
+    return isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and parts_and_width(layer)[1] <= _MOST_FEATURES
+
+
+def _round_layers(network: nn.Module, bits: Mapping[str, int], observed: ObservedInput) -> Calibration:
     """Rounds the weights of layers that read one input, in place."""
     assert observed.covariance is not None
     inputs = ActivationScale(*affine_range(float(observed.lowest.min()), float(observed.highest.max())))
-    spread = error_spread(observed.covariance) if bits > 1 else None
+    spread = error_spread(observed.covariance) if max(bits.values()) > 1 else None
     calibration: Calibration = {}
-    for name in names:
+    for name, count in bits.items():
         weight: Any = network.get_submodule(name).weight
-        calibration[name] = found = weight_scales(weight, bits, inputs if with_inputs else None)
-        if spread is None:
-            rounded = torch.from_numpy(found.integers(weight.detach().numpy()) * found.weight[:, None])
+        calibration[name] = found = weight_scales(weight, count, inputs if count == 8 else None)
+        if spread is None or count == 1:
+            rounded = _nearest(weight, found)
         else:
             rounded = round_compensated(weight.detach(), torch.from_numpy(found.weight), found.limit, spread)
         weight.data.copy_(rounded)
     return calibration
+
+
+def _nearest(weight: Tensor, scales: LayerScales) -> Tensor:
+    values = weight.detach().cpu().float().numpy()
+    return torch.from_numpy(scales.integers(values) * scales.weight.reshape((-1,) + (1,) * (values.ndim - 1)))
 
 
 def calibrate_weights(network: nn.Module, bits: Mapping[str, int]) -> Calibration:
@@ -123,10 +128,8 @@ def calibrate_weights(network: nn.Module, bits: Mapping[str, int]) -> Calibratio
     calibration: Calibration = {}
     for name, count in bits.items():
         weight: Any = network.get_submodule(name).weight
-        calibration[name] = found = weight_scales(weight, count)
-        values = weight.detach().cpu().float().numpy()
-        shape = (-1,) + (1,) * (values.ndim - 1)
-        weight.data.copy_(torch.from_numpy(found.integers(values) * found.weight.reshape(shape)))
+        calibration[name] = weight_scales(weight, count)
+        weight.data.copy_(_nearest(weight, calibration[name]))
     return calibration
 
 

@@ -71,7 +71,7 @@ class _Run:
         handles = [
             module.register_forward_hook(self._hook(name))
             for name, module in model.named_modules()
-            if not list(module.children())
+            if _is_layer(module)
         ]
         # oneDNN's fused recurrent kernels are counted as nothing, and so is the CPU's fused attention.
         has_recurrence = any(isinstance(module, nn.RNNBase) for module in model.modules())
@@ -123,6 +123,11 @@ class _Run:
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+def _is_layer(module: nn.Module) -> bool:
+    """Whether it computes by itself; a derived convolution may hold what pads its inputs."""
+    return isinstance(module, (*_CONVOLUTIONS, nn.Linear)) or next(module.children(), None) is None
+
+
 def _attention_flops(query: Any, key: Any, value: Any, *_arguments: Any, **_keywords: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
@@ -170,7 +175,7 @@ def _layers(
     folds = {norm: conv for conv, norm in foldable_pairs(model, example_inputs)}
     layers = []
     for name, module in model.named_modules():
-        if list(module.children()) or next(module.parameters(recurse=False), None) is None:
+        if not _is_layer(module) or next(module.parameters(recurse=False), None) is None:
             continue
         positions = 0 if module in tied or name in graph.unused else run.positions.get(name, 0)
         out_group, out_per_unit = graph.out_groups.get(name, (None, 1))

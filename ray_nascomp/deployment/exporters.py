@@ -16,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ray_nascomp.deployment.axes import Axes
+from ray_nascomp.deployment.padding import fold_padding
 from ray_nascomp.tasks.calling import OutputTensor, call, tensors_of
 
 OPSET = 18
@@ -108,7 +109,7 @@ def _torchscript(
         opset_version=opset,
         dynamo=False,
     )
-    return onnx.load_from_string(buffer.getvalue())
+    return fold_padding(onnx.load_from_string(buffer.getvalue()))
 
 
 def _dynamo(

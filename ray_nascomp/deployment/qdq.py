@@ -34,6 +34,7 @@ from ray_nascomp.nni_adapter.quantization import ActivationScale, Calibration, L
 
 # Through these ONNX Runtime moves a quantization upwards.
 _TRANSPARENT_OPS = ("Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
+_ROUNDING = 1e-5
 _BIAS_LIMIT = 2**30
 """Largest multiple that a bias is of the scales' product."""
 
@@ -123,6 +124,7 @@ def insert_quantization(
         GraphEditor(graph),
         _owners(weights, calibration),
         {entry.layer for entry in found if entry.node.op_type == "Gather"},
+        _clip_limits(graph),
     )
     for entry in found:
         writer.write(entry, weights[entry.layer], calibration[entry.layer])
@@ -150,6 +152,19 @@ def _with_room_for_biases(graph: onnx.GraphProto, found: list[LayerNode], calibr
     return roomy
 
 
+def _clip_limits(graph: onnx.GraphProto) -> dict[str, float]:
+    """Tensor made by a Clip -> the largest value that it lets through."""
+    values = {initializer.name: initializer for initializer in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            values[node.output[0]] = node.attribute[0].t
+    return {
+        node.output[0]: float(numpy_helper.to_array(values[node.input[2]]))
+        for node in graph.node
+        if node.op_type == "Clip" and len(node.input) > 2 and node.input[2] in values
+    }
+
+
 def _owners(weights: Mapping[str, np.ndarray], calibration: Calibration) -> dict[str, str]:
     """Layer -> the first one with the same integers, under whose name they are stored."""
     first: dict[tuple[object, ...], str] = {}
@@ -168,10 +183,18 @@ class _Writer:
         editor: Takes the changes.
         owners: Layer -> the one under whose name its integers are stored.
         tables: Layers whose rows are looked up.
+        clip_limits: Tensor -> the largest value that the Clip which makes it lets through.
     """
 
-    def __init__(self, editor: GraphEditor, owners: Mapping[str, str], tables: Collection[str]) -> None:
+    def __init__(
+        self,
+        editor: GraphEditor,
+        owners: Mapping[str, str],
+        tables: Collection[str],
+        clip_limits: Mapping[str, float],
+    ) -> None:
         self.editor = editor
+        self._clip_limits = clip_limits
         self._owners = owners
         self._tables = {owners[layer] for layer in tables}
         self._weights: dict[tuple[str, bool, bool], str] = {}
@@ -252,12 +275,24 @@ class _Writer:
 
     def _activation(self, tensor: str, scale: ActivationScale, index: int) -> str:
         """Name of the tensor after it has been quantized and dequantized."""
+        scale = self._within_clip(tensor, scale)
         key = (tensor, scale.scale, scale.zero_point)
         if key not in self._quantized:
             pair = self._pair(tensor, scale)
             self._quantized[key] = pair.nodes[-1].output[0]
             self.editor.before(index, pair)
         return self._quantized[key]
+
+    def _within_clip(self, tensor: str, scale: ActivationScale) -> ActivationScale:
+        """The scale whose largest value is not above the limit of the Clip before; ONNX Runtime then leaves that out.
+
+        Scales of such a tensor are above it by rounding alone, if at all.
+        """
+        span = 255 - scale.zero_point
+        limit = self._clip_limits.get(tensor, np.inf)
+        if not limit < np.float32(scale.scale) * span < limit * (1 + _ROUNDING):
+            return scale
+        return replace(scale, scale=float(np.nextafter(np.float32(limit / span), np.float32(0))))
 
     def _pair(self, tensor: str, scale: ActivationScale) -> NodeList:
         added = NodeList(f"a{self._count}", f"a{self._count}")

@@ -88,7 +88,7 @@ class NodeList:
         """Adds an initializer; its name."""
         full = f"{self.prefix}_{name}"
         if all(constant.name != full for constant in self.constants):
-            self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), full))
+            self.constants.append(numpy_helper.from_array(np.asarray(array, order="C"), full))
         return full
 
     def node(self, operator: str, inputs: list[str], **attributes: Any) -> str:

@@ -76,7 +76,7 @@ class Template:
             if initializer.name in self.sources:
                 name, is_transposed = self.sources[initializer.name]
                 array = tensors[name].T if is_transposed else tensors[name]
-                initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), initializer.name))
+                initializer.CopyFrom(numpy_helper.from_array(np.asarray(array, order="C"), initializer.name))
         return proto
 
 

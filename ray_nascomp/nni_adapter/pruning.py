@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.model_spec import GroupSpec, ModelSpec
-from ray_nascomp.nni_adapter.evaluator import make_evaluator, no_training, train_on
+from ray_nascomp.nni_adapter.evaluator import make_evaluator, no_training, register_subclasses, train_on
 from ray_nascomp.nni_adapter.mends import mend_groups_of_mixed_layers
 from ray_nascomp.nni_adapter.pruning_targets import GroupCounts, Masks, decisive_layers, group_entries, read_removed
 from ray_nascomp.nni_adapter.slim import AlignedSlimPruner
@@ -175,6 +175,7 @@ def make_pruner(
         evaluator: Training, for the methods that look at data.
         steps: How many training steps these look at.
     """
+    register_subclasses(model, [name for entry in config for name in entry["op_names"]])
     if method == "taylor":
         return pruning.TaylorPruner(model, config, evaluator, training_steps=steps)
     if method == "slim":

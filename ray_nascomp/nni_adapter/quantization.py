@@ -28,7 +28,7 @@ from ray_nascomp.nni_adapter.evaluator import (
     register_subclasses,
 )
 from ray_nascomp.nni_adapter.lsq import Lsq, LsqPlus
-from ray_nascomp.nni_adapter.quantizers import WEIGHT, Ptq, Qat
+from ray_nascomp.nni_adapter.quantizers import INPUT, WEIGHT, Ptq, Qat
 from ray_nascomp.nni_adapter.scales import WEIGHT_LIMIT, ActivationScale, Calibration, LayerScales
 from ray_nascomp.tasks.base import Task
 
@@ -37,7 +37,7 @@ __all__ = ["WEIGHT_LIMIT", "ActivationScale", "Calibration", "LayerScales", "Qua
 WeightScale = Callable[[np.ndarray, int], np.ndarray]
 """(weight, largest integer) -> scales of its output channels."""
 
-_INPUT, _OUTPUT = "_input_0", "_output_0"
+_OUTPUT = "_output_0"
 
 
 class QuantizationSession:
@@ -86,7 +86,10 @@ class QuantizationSession:
         self._embeddings = RoundedEmbeddings(model, rows)
         config = quantizer_entries(layers, outputs, method, known)
         # Ranges of weights show on any batch: no data is needed where all inputs' are known.
-        is_observing = method == "ptq" and any(layers[name] == 8 for name in fresh)
+        unseen = any(layers[name] == 8 for name in fresh) or any(
+            known[name].output is None for name in known.keys() & outputs
+        )
+        is_observing = method == "ptq" and unseen
         examples = None if is_observing else [task.example_inputs]
         self._evaluator = make_evaluator(model, task, train or no_training, optimizer, training_step, examples)
         self._quantizer: Any = QUANTIZERS[method](model, config, self._evaluator)
@@ -159,7 +162,7 @@ def read_calibration(quantizer: Any, bits: Mapping[str, int]) -> Calibration:
         }
         found[name] = LayerScales(
             weight=quantizer.weight_scale(targets[WEIGHT]),
-            input=activations.get(_INPUT),
+            input=activations.get(INPUT),
             output=activations.get(_OUTPUT),
             bits=bits[name],
         )
@@ -175,7 +178,7 @@ def _layer_config(name: str, bits: int, with_output: bool, method: str, observed
     }
     if bits == 8:
         scales = observed.get(name)
-        targets[_INPUT] = _activation_config(method, scales.input if scales else None)
+        targets[INPUT] = _activation_config(method, scales.input if scales else None)
         if with_output:
             targets[_OUTPUT] = _activation_config(method, scales.output if scales else None)
     return {"op_names": [name], "quant_dtype": "int8", "target_names": list(targets), "target_settings": targets}

@@ -18,7 +18,8 @@ from ray_nascomp.nni_adapter.scales import ActivationScale, Calibration, LayerSc
 
 TINY = torch.finfo(torch.float32).eps
 WEIGHT = "weight"
-"""NNI's name of a weight among a layer's targets; the others are "_input_0" and "_output_0"."""
+"""NNI's name of a weight among a layer's targets; the others are `INPUT` and "_output_0"."""
+INPUT = "_input_0"
 
 
 class Startable:
@@ -62,7 +63,7 @@ class Ptq(Startable, PtqQuantizer):
                 space.scale, space.zero_point = compute_scale_zp(space)
 
     def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
-        """See `Startable`; layers without scales keep what was observed."""
+        """See `Startable`; what has no scales keeps what was observed."""
         for layer, target, space in self.targets():
             if layer not in calibration:
                 continue
@@ -71,7 +72,9 @@ class Ptq(Startable, PtqQuantizer):
                 space.scale = like_rows(torch.from_numpy(calibration[layer].weight), space.target).to(device)
                 space.zero_point = torch.zeros_like(space.scale)
                 continue
-            activation = activation_of(calibration[layer], target)
+            activation = calibration[layer].input if target == INPUT else calibration[layer].output
+            if activation is None:
+                continue
             space.scale = torch.tensor(activation.scale, device=device)
             space.zero_point = torch.tensor(float(activation.zero_point), device=device)
 
@@ -87,7 +90,7 @@ class Qat(Startable, QATQuantizer):
 
 def activation_of(scales: LayerScales, target: str) -> ActivationScale:
     """A layer's scale for NNI's target "_input_0" or "_output_0"."""
-    found = scales.input if target == "_input_0" else scales.output
+    found = scales.input if target == INPUT else scales.output
     assert found is not None
     return found
 

@@ -24,7 +24,7 @@ from ray_nascomp.tasks.base import Task
 from ray_nascomp.tasks.data import Data
 
 _MAX_ERROR = 0.1
-"""Largest relative difference (L2) of a file's outputs from the simulated model's."""
+"""Largest relative difference (L2) of a file's outputs from the simulated model's, unless rounding does more."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class Baseline:
     content: bytes = field(repr=False)
     session: onnxruntime.InferenceSession
 
+
+_MOST_OF_NOISE = 1.5
+"""Two independent errors of one size differ by its square root of two."""
 
 _baselines: weakref.WeakKeyDictionary[Task, Baseline] = weakref.WeakKeyDictionary()
 _timers: weakref.WeakKeyDictionary[Task, Timer] = weakref.WeakKeyDictionary()
@@ -148,12 +151,22 @@ def make_artifact(prepared: Prepared, proto: onnx.ModelProto, simulation: Simula
     session = make_session(content)
     value, outputs = evaluate_with_outputs(session, task)
     error = float((outputs - simulation.outputs).norm() / simulation.outputs.norm().clamp(min=1e-12))
-    if not error <= _MAX_ERROR:
+    if not error <= _MAX_ERROR and not error <= (noise := _MOST_OF_NOISE * _noise(prepared, simulation, task)):
         raise ExportError(
             f"the exported file's outputs on the validation data differ from the model's by {error:.2g} (relative); "
-            f"up to {_MAX_ERROR:g} is allowed. Does the model branch on its inputs?"
+            f"up to {max(_MAX_ERROR, noise):.2g} is allowed. Does the model branch on its inputs?"
         )
     return _timed(content, session, value, error, task)
+
+
+def _noise(prepared: Prepared, simulation: Simulation, task: Task) -> float:
+    """What the rounding of activations changes in the outputs (relative, L2).
+
+    In a deep network a sum that ends in other last digits is soon rounded otherwise, and some layers later
+    so is all: two runs of the same integers differ by as much as either does from floating point.
+    """
+    _, exact = evaluate_with_outputs(prepared.network, task)
+    return float((simulation.outputs - exact).norm() / simulation.outputs.norm().clamp(min=1e-12))
 
 
 def file_of(prepared: Prepared, proto: onnx.ModelProto, simulation: Simulation) -> bytes:

@@ -16,7 +16,7 @@ from ray_nascomp.compression.attention import find_attentions
 from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.compression.smooth import ALPHAS, Scale, smooth
 from ray_nascomp.compression.stand_ins import replace_module
-from ray_nascomp.compression.static import quantize_linear
+from ray_nascomp.compression.static import calibrate_layers, quantize_linear
 from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.qdq import unfollowed_convolutions
 from ray_nascomp.deployment.recurrent import round_recurrent
@@ -89,8 +89,10 @@ def prepare(candidate: Candidate, task: Task) -> Prepared:
     if candidate.is_prepared:
         smoothed = candidate.smoothed
     elif method == "ptq":
-        layers = _fold(network, candidate, task)
-        smoothed, scales = quantize_linear(network, layers, _calibration_inputs(task)) if layers else ({}, scales)
+        layers, inputs = _fold(network, candidate, task), _calibration_inputs(task)
+        smoothed, scales = quantize_linear(network, layers, inputs) if layers else ({}, scales)
+        others = {name: bits for name, bits in candidate.bits.items() if name not in smoothed}
+        scales |= calibrate_layers(network, others, inputs)
     else:
         smoothed = _fold_and_smooth(network, candidate, task)
     recurrent = {

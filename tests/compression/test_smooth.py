@@ -145,7 +145,7 @@ def test_compensated_rounding_leaves_a_fraction_of_the_error(limit):
     inputs = torch.randn(2000, 64, generator=generator) @ (mixing * torch.logspace(0, -2, 64)[:, None])
     weight = torch.randn(32, 64, generator=generator)
     scales = channel_scales(weight, limit)
-    covariance = (inputs.T @ inputs / len(inputs)).double()
+    covariance = (inputs.T @ inputs / len(inputs)).double()[None]
     exact = inputs @ weight.T
     nearest = round_nearest(weight, scales, limit)
     compensated = round_compensated(weight, scales, limit, error_spread(covariance))
