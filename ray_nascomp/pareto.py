@@ -85,3 +85,21 @@ def crowding(losses: np.ndarray) -> np.ndarray:
         if span > 0:
             distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
     return distance
+
+
+def best_first(losses: np.ndarray, violations: np.ndarray) -> np.ndarray:
+    """Positions from best to worst: constrained non-dominated rank, then crowding (NSGA-II).
+
+    Args:
+        losses: Objectives to minimise, shape `(n, m)`; rows with NaN come last.
+        violations: Constraint violations, shape `(n,)`, 0 for feasible rows.
+
+    Returns:
+        Shape `(n,)`; equals in the order in which they were given.
+    """
+    rank = ranks(losses, violations)
+    room = np.zeros(len(losses))
+    for level in np.unique(rank):
+        members = np.flatnonzero(rank == level)
+        room[members] = crowding(losses[members])
+    return np.lexsort((-room, rank))

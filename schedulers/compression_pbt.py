@@ -1,13 +1,13 @@
 """Population-based training over compression: losers go on as smaller networks with winners' weights.
 
-After Jaderberg et al. 2017 (arXiv 1711.09846), in the multi-objective order of Deb et al. 2002
-(NSGA-II): feasible first, non-dominated rank, crowding. What is explored goes one way, to more
-sparsity, fewer bits and lower ranks, so that a winner's network contains what becomes of it, as in
-progressive shrinking (Cai et al. 2020, arXiv 1908.09791).
+After Jaderberg et al. 2017 (arXiv 1711.09846), in the order that `rungs` tells. What is explored goes one way,
+to more sparsity, fewer bits and lower ranks, so that a winner's network contains what becomes of it, as
+in progressive shrinking (Cai et al. 2020, arXiv 1908.09791).
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ from ray.tune.utils import flatten_dict
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal, as_float
-from ray_nascomp.pareto import crowding, ranks
 from ray_nascomp.plan import CONTINUE_FROM
 from ray_nascomp.schedulers.compression_steps import contains, smaller, with_training
 from ray_nascomp.schedulers.past import keep_reports, past_results
+from ray_nascomp.schedulers.rungs import most_promising
 from ray_nascomp.space import Space
 
 
@@ -55,6 +55,9 @@ class CompressionPBTScheduler(FIFOScheduler):
         interval: Reports between two comparisons, 1 or more; the first is after so many.
         seed: Seed of all randomness.
         time_attr: Reported measure of progress, whole numbers.
+        max_t: Value of `time_attr` at a trial's last report. Comparisons end when half of the epochs
+            are over, as a network that is cut later has little left to recover with. Without it,
+            trials are compared to their end.
 
     Raises:
         ConfigError: If an argument is not allowed.
@@ -67,13 +70,18 @@ class CompressionPBTScheduler(FIFOScheduler):
         interval: int = 2,
         seed: int = 0,
         time_attr: str = "training_iteration",
+        max_t: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(goal, Goal):
             raise ConfigError(f"goal: {goal!r} was given, a ray_nascomp.Goal is allowed")
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise ConfigError(f"interval: {interval!r} was given, a whole number of 1 or more is allowed")
+        if max_t is not None and not max_t >= 1:
+            raise ConfigError(f"max_t: {max_t!r} was given, a number of 1 or more, or None, is allowed")
         self.goal = goal
+        # The first report comes before the first epoch.
+        self._last = math.inf if max_t is None else 1 + (max_t - 1) / 2
         self._space = Space(space)
         self._interval = interval
         self._seed = seed
@@ -154,7 +162,7 @@ class CompressionPBTScheduler(FIFOScheduler):
 
     def _milestone(self, result: Mapping[str, Any]) -> int | None:
         time = as_float(result.get(self._time_attr))
-        return int(time) if time > 0 and time % self._interval == 0 else None
+        return int(time) if 0 < time <= self._last and time % self._interval == 0 else None
 
     def _enter(self, trial: Trial, result: Mapping[str, Any]) -> int | None:
         """Enters a report at a milestone; returns the milestone if the trial is new to it."""
@@ -192,9 +200,10 @@ class CompressionPBTScheduler(FIFOScheduler):
     def _judge(self, tune_controller: Any, trial: Trial, milestone: int) -> None:
         """Gives a loser another config, which names the winner's checkpoint."""
         members = self._population[milestone]
-        order = self._order(list(members.values()))
+        losses = np.array([member.losses for member in members.values()], dtype=float)
+        order = most_promising(losses, np.array([member.violation for member in members.values()]))
         names = list(members)
-        place = [names[position] for position in order].index(trial.trial_id)
+        place = order.tolist().index(names.index(trial.trial_id))
         if place < len(names) - len(names) // 4:
             return
         better = [members[names[position]] for position in order[: len(names) // 2]]
@@ -213,16 +222,6 @@ class CompressionPBTScheduler(FIFOScheduler):
         self._end_for_searcher(tune_controller, trial)
         trial.set_config({**config, CONTINUE_FROM: winner.checkpoint})
         self._continued += 1
-
-    def _order(self, members: list[_Member]) -> list[int]:
-        """Positions from best to worst."""
-        losses = np.array([member.losses for member in members], dtype=float)
-        rank = ranks(losses, np.array([member.violation for member in members]))
-        distance = np.zeros(len(members))
-        for value in np.unique(rank):
-            rows = np.flatnonzero(rank == value)
-            distance[rows] = crowding(losses[rows])
-        return np.lexsort((-distance, rank)).tolist()  # type: ignore[no-any-return]
 
     def _end_for_searcher(self, tune_controller: Any, trial: Trial) -> None:
         """Tells the searcher what became of its own config; what comes now is another's."""

@@ -18,7 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.goals import Goal, as_float
 from ray_nascomp.schedulers.past import past_results
-from ray_nascomp.schedulers.rungs import promoted
+from ray_nascomp.schedulers.rungs import most_promising
 
 CostFunction = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
@@ -161,7 +161,7 @@ class ParetoASHAScheduler(FIFOScheduler):
         position = list(rung).index(trial_id)
         if self._feasible == {trial_id} or (violations[position] == 0 and (violations == 0).sum() == 1):
             return True
-        return position in promoted(losses, violations, math.ceil(len(rung) / self._reduction_factor))
+        return position in most_promising(losses, violations)[: math.ceil(len(rung) / self._reduction_factor)]
 
     def _note_feasibility(self, trial_id: str, result: Mapping[str, Any]) -> None:
         if self.goal.is_feasible(result):

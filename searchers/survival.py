@@ -12,7 +12,7 @@ from math import comb
 
 import numpy as np
 
-from ray_nascomp.pareto import crowding, ranks
+from ray_nascomp.pareto import best_first, ranks
 
 
 def nsga2(losses: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:
@@ -23,15 +23,7 @@ def nsga2(losses: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:
         violations: Violations of the constraints, shape `(n,)`.
         count: How many stay.
     """
-    rank = ranks(losses, violations)
-    chosen: list[int] = []
-    for level in np.unique(rank):
-        members = np.flatnonzero(rank == level)
-        room = crowding(np.nan_to_num(losses[members], nan=0.0))
-        chosen.extend(members[np.argsort(-room, kind="stable")].tolist())
-        if len(chosen) >= count:
-            break
-    return np.array(chosen[:count], dtype=int)
+    return best_first(losses, violations)[:count]
 
 
 def nsga3(losses: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ray_nascomp import Constraint, Goal, Objective
-from ray_nascomp.pareto import front_indices, hypervolume, knee_index, normalised_hypervolume, ranks
+from ray_nascomp.pareto import best_first, front_indices, hypervolume, knee_index, normalised_hypervolume, ranks
 
 GOAL = Goal([Objective("a"), Objective("b", "min")], [Constraint("c", "<=", 1.0)])
 
@@ -40,6 +40,13 @@ def test_normalised_hypervolume_is_a_share_of_the_box():
 def test_ranks_put_infeasible_rows_last_by_violation():
     losses = np.array([[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0], [-2.0, -2.0], [np.nan, 0.0]])
     assert ranks(losses, np.array([0.0, 0.0, 2.0, 1.0, 0.0])).tolist() == [0, 1, 3, 2, 4]
+
+
+def test_best_first_goes_by_rank_then_by_room_then_by_violation():
+    front = [[0.0, 1.0], [0.02, 0.98], [0.5, 0.5], [1.0, 0.0]]
+    losses = np.array([[np.nan, 0.0], [2.0, 2.0], *front, [-1.0, -1.0]])
+    violations = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1])
+    assert best_first(losses, violations).tolist() == [2, 5, 4, 3, 1, 6, 0]
 
 
 @given(arrays.arrays(float, st.tuples(st.integers(1, 12), st.just(3)), elements=st.integers(0, 4).map(float)))

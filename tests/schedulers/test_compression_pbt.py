@@ -104,7 +104,8 @@ def test_a_loser_that_none_contains_becomes_a_winners_smaller_network():
 
 
 def test_feasible_ones_win_and_nan_and_infeasible_plans_hand_on_nothing():
-    search = population([(0.1, 9.0, 1.0, 5.0), (0.3, math.nan, 6.0, 0.0), (0.5, 0.7, 4.0, 0.0), (0.4, 0.6, 4.1, 0.0)])
+    points = [(0.1, 9.0, 1.0, 5.0), (0.3, math.nan, 6.0, 0.0), (0.5, 0.7, 4.0, 0.0), (0.4, 0.8, 4.1, 0.0)]
+    search = population([*points, (0.2, 0.1, 4.5, 0.2)])
     assert search.trials[1].config[CONTINUE_FROM] in {"t2/checkpoint_000002", "t3/checkpoint_000002"}
     search = Search(CompressionPBTScheduler(GOAL, SPACE, interval=1))
     trial = search.add("t", 0.5)
@@ -223,3 +224,16 @@ class Death(tune.Callback):
         if self.left < 0 and not self.mark.exists():
             self.mark.touch()
             raise RuntimeError("the driver dies")
+
+
+def test_results_that_almost_meet_a_constraint_early_do_not_lose_to_large_networks():
+    violating = [(0.8, 0.7, 1.0, 0.1), (0.0, 0.6, 9.0, 0.15), (0.1, 0.5, 9.5, 0.3)]
+    search = population([(0.2, 0.9, 9.0, 0.0), *violating])
+    assert [CONTINUE_FROM in trial.config for trial in search.trials] == [False, False, False, True]
+
+
+def test_comparisons_end_when_half_of_the_epochs_are_over():
+    search = Search(CompressionPBTScheduler(GOAL, SPACE, interval=2, max_t=9))
+    trial = search.add("t", 0.5)
+    decisions = [search.report(trial, time, 0.5, 9.0) for time in range(1, 9)]
+    assert [time for time, decision in enumerate(decisions, 1) if decision == TrialScheduler.PAUSE] == [2, 4]

@@ -12,7 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 import ray_nascomp as nc
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.schedulers import ParetoASHAScheduler
-from ray_nascomp.schedulers.rungs import promoted
+from ray_nascomp.schedulers.rungs import most_promising
 
 GOAL = nc.Goal([nc.Objective("a"), nc.Objective("b")], [nc.Constraint("drop", "<=", 0.1)])
 
@@ -55,7 +55,7 @@ def test_the_last_feasible_trial_is_never_stopped():
 def test_the_bar_for_constraints_is_relative_while_all_violate():
     losses = np.array([[0.0], [1.0], [-9.0], [-8.0]])
     violations = np.array([0.2, 0.1, 5.0, 6.0])
-    assert [sorted(promoted(losses, violations, count)) for count in (1, 2, 3, 4)] == [
+    assert [sorted(most_promising(losses, violations)[:count]) for count in (1, 2, 3, 4)] == [
         [0],
         [0, 1],
         [0, 1, 2],
@@ -74,10 +74,10 @@ def test_broken_results_come_last_and_stop_nothing_else():
 
 def test_order_within_a_front_spreads_out():
     front = np.array([[0.0, 1.0], [0.02, 0.98], [0.5, 0.5], [1.0, 0.0]])
-    assert promoted(front, np.zeros(4), 2).tolist() == [0, 3]
-    assert promoted(front, np.zeros(4), 3).tolist() == [0, 3, 2]
+    assert most_promising(front, np.zeros(4))[:2].tolist() == [0, 3]
+    assert most_promising(front, np.zeros(4))[:3].tolist() == [0, 3, 2]
     behind = np.array([[2.0, 2.0], *front.tolist()])
-    assert sorted(promoted(behind, np.zeros(5), 4)) == [1, 2, 3, 4]
+    assert sorted(most_promising(behind, np.zeros(5))[:4]) == [1, 2, 3, 4]
 
 
 def test_a_retried_trial_is_recorded_once():
