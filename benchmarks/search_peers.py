@@ -36,10 +36,10 @@ class RandomSearch(GoalSearcher):
 class ConstantPredictor(GNNPredictorSearch):
     """The graph network's output replaced by the mean of what was seen."""
 
-    def predict(self, configs: Any, unknown: Any) -> tuple[np.ndarray, np.ndarray]:
+    def imagine(self, configs: Any, unknown: Any, draws: int) -> np.ndarray:
         columns = [self.goal.metrics.index(metric) for metric in unknown]
         mean = np.nanmean(self.metric_table(self.final_positions())[:, columns], axis=0)
-        return np.tile(mean, (len(configs), 1)), np.zeros((len(configs), len(unknown)))
+        return np.tile(mean, (draws, len(configs), 1))
 
 
 class UntaughtController(RLControllerSearch):

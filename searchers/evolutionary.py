@@ -113,19 +113,20 @@ class EvolutionarySearch(GoalSearcher):
             return self.space.sample(self.rng)
         return self._most_promising(children)
 
-    def predict(self, configs: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """What is expected of configs.
+    def imagine(self, configs: Sequence[Mapping[str, Any]], unknown: Sequence[str], draws: int) -> np.ndarray:
+        """What configs may turn out to be.
 
         Args:
             configs: Configs, canonical and affordable.
             unknown: The goal's metrics that the cost model does not know.
+            draws: How many draws of each.
 
         Returns:
-            Means and standard deviations, each of shape `(configs, unknown)`.
+            Shape `(draws, configs, unknown)`.
         """
         surrogate, scale = self._fit([self.goal.metrics.index(metric) for metric in unknown])
         features = self.space.features(self.space.encode(configs))
-        return surrogate.predict(np.concatenate([features, scale(self.known_values(configs))], axis=1))
+        return surrogate.sample(self.rng, np.concatenate([features, scale(self.known_values(configs))], axis=1), draws)
 
     def _fit(self, columns: list[int]) -> tuple[ProcessSurrogate, UnitScale]:
         """The surrogate of some metrics; it follows from the observations alone, whenever it is fitted."""
@@ -184,16 +185,14 @@ class EvolutionarySearch(GoalSearcher):
         return self.space.decode_many(self.variation.mutate(self.rng, drafts))
 
     def _most_promising(self, children: list[dict[str, Any]]) -> dict[str, Any]:
-        """The child with the largest predicted gain in hypervolume, over a few draws of each prediction."""
+        """The child with the largest predicted gain in hypervolume, over a few draws of what is unknown."""
         screen, unknown = self._target()
-        mean, deviation = self.predict(children, unknown)
+        imagined = self.imagine(children, unknown, _DRAWS) if unknown else np.empty((_DRAWS, len(children), 0))
         known = [self.known_metrics(child) or {} for child in children]
         table = np.empty((_DRAWS, len(children), len(self.goal.metrics)))
         for column, metric in enumerate(self.goal.metrics):
             if metric in unknown:
-                at = unknown.index(metric)
-                noise = self.rng.standard_normal((_DRAWS, len(children)))
-                table[:, :, column] = mean[:, at] + deviation[:, at] * noise
+                table[:, :, column] = imagined[:, :, unknown.index(metric)]
             else:
                 table[:, :, column] = [metrics[metric] for metrics in known]
         gains = screen.gains(*judged(self.goal, table.reshape(-1, table.shape[2])))

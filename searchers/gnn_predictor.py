@@ -77,8 +77,8 @@ class GNNPredictorSearch(EvolutionarySearch):
         """The graph that the network reads."""
         return LayerGraph.of(self.space, getattr(self.cost_model, "spec", None))
 
-    def predict(self, configs: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Means and standard deviations of the unknown metrics, each of shape `(configs, unknown)`."""
+    def imagine(self, configs: Sequence[Mapping[str, Any]], unknown: Sequence[str], draws: int) -> np.ndarray:
+        """Draws from the ensemble's predictions of the unknown metrics, shape `(draws, configs, unknown)`."""
         finals = np.array(self.final_positions())
         columns = [self.goal.metrics.index(metric) for metric in unknown]
         targets = self.metric_table(finals)[:, columns]
@@ -92,7 +92,8 @@ class GNNPredictorSearch(EvolutionarySearch):
             ensemble.fit(nodes, (scale(known) - 0.5) / SPREAD, targets[usable], steps, self.rng)
             self._ensemble, self._fitted_at = ensemble, len(self.observations)
         nodes = self.graph.features(self.space, self.space.encode(configs))
-        return self._ensemble.predict(nodes, (scale(self.known_values(configs)) - 0.5) / SPREAD)
+        mean, deviation = self._ensemble.predict(nodes, (scale(self.known_values(configs)) - 0.5) / SPREAD)
+        return mean + deviation * self.rng.standard_normal((draws, *mean.shape))
 
     def own_state(self) -> dict[str, Any]:
         """The networks' weights: they are trained now and then only."""

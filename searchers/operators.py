@@ -63,7 +63,7 @@ class Variation:
         order = rng.random((n, dimensions))
         order[(move == _LATE_ONLY) & ~self._late] = 2.0
         place = order.argsort(axis=1).argsort(axis=1)
-        count = np.where(move == _ANEW, 1, 1 + rng.geometric(0.5, (n, 1)))
+        count = np.where(move == _ANEW, 1, rng.geometric(0.5, (n, 1)))
         chosen = (place < count) & (order < 1)
         sign = np.where(rng.random((n, dimensions)) < 0.5, 1, -1)
         steps = sign * rng.geometric(0.5, (n, dimensions))

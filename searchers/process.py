@@ -1,8 +1,9 @@
 """A Gaussian process that is refitted for every trial: few hyperparameters, chosen from a grid.
 
 A linear trend catches that quality falls with sparsity and rises with size, a Matérn kernel over
-all inputs the rest (Rasmussen and Williams 2006). What takes time is done seldom: the shape is
-chosen by marginal likelihood on at most 128 results, and kept until there are a quarter more.
+all inputs the rest (Rasmussen and Williams 2006), on a scale of the metric that outliers do not
+rule (`warping`). What takes time is done seldom: the shape is chosen by marginal likelihood on at
+most 128 results, and kept until there are a quarter more.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ray_nascomp.searchers.warping import Warp
+
 _TRENDS = (0.3, 3.0)
 _LENGTHS = (0.5, 1.0, 2.0)
 _NOISES = (1e-3, 1e-2, 1e-1)
+_STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 _CHOSEN_ON = 128
 
 
@@ -25,36 +29,42 @@ class Shape(NamedTuple):
         trend: Variance of the linear part; that of the other part is 1.
         length: Length scale, in the units of the inputs.
         noise: Variance of the noise.
+        strengths: How much each metric is warped.
     """
 
     trend: float
     length: float
     noise: float
+    strengths: tuple[float, ...]
 
 
 def choose_shape(inputs: np.ndarray, targets: np.ndarray) -> Shape:
-    """The shape of largest marginal likelihood, the same for all metrics.
+    """The shape of largest marginal likelihood, the same for all metrics but for how they are warped.
 
     Args:
         inputs: Encoded configs, shape `(n, d)`, about the unit cube.
         targets: Metrics, shape `(n, m)`, finite.
     """
     inputs, targets = inputs[-_CHOSEN_ON:], targets[-_CHOSEN_ON:]
-    n = len(inputs)
-    scaled = _standardised(targets)
+    n, metrics = targets.shape
+    warps = [[Warp(column, strength) for strength in _STRENGTHS] for column in targets.T]
+    warped = np.stack([warp(column) for row, column in zip(warps, targets.T, strict=True) for warp in row], axis=1)
+    slopes = np.array([[w.log_slope(column) for w in row] for row, column in zip(warps, targets.T, strict=True)])
     distances = _distances(inputs, inputs)
     typical = float(np.median(distances[np.triu_indices(n, 1)])) if n > 1 else 1.0
-    best, largest = Shape(1.0, typical or 1.0, 1e-2), -np.inf
-    for trend, length in itertools.product(_TRENDS, _LENGTHS):
-        kernel = _kernel(inputs, inputs, Shape(trend, length * (typical or 1.0), 0.0))
-        values, vectors = np.linalg.eigh(kernel)
-        squares = (vectors.T @ scaled) ** 2
+    best, largest = Shape(1.0, typical or 1.0, 1e-2, (0.0,) * metrics), -np.inf
+    for trend, factor in itertools.product(_TRENDS, _LENGTHS):
+        length = factor * (typical or 1.0)
+        values, vectors = np.linalg.eigh(_kernel(inputs, inputs, trend, length))
+        squares = (vectors.T @ warped) ** 2
         for noise in _NOISES:
             spread = np.maximum(values, 0) + noise
-            variances = (squares / spread[:, None]).mean(axis=0) + 1e-12
-            likelihood = -0.5 * (n * np.log(variances).sum() + scaled.shape[1] * np.log(spread).sum())
-            if likelihood > largest:
-                best, largest = Shape(trend, length * (typical or 1.0), noise), likelihood
+            variances = ((squares / spread[:, None]).mean(axis=0) + 1e-12).reshape(slopes.shape)
+            likelihoods = slopes - 0.5 * (n * np.log(variances) + np.log(spread).sum())
+            if likelihoods.max(axis=1).sum() > largest:
+                largest = likelihoods.max(axis=1).sum()
+                strengths = tuple(_STRENGTHS[i] for i in likelihoods.argmax(axis=1))
+                best = Shape(trend, length, noise, strengths)
     return best
 
 
@@ -68,28 +78,38 @@ class ProcessSurrogate:
     """
 
     def __init__(self, inputs: np.ndarray, targets: np.ndarray, shape: Shape) -> None:
-        self._inputs, self._targets, self._shape = inputs, targets, shape
-        scaled = _standardised(targets)
-        kernel = _kernel(inputs, inputs, shape) + shape.noise * np.eye(len(inputs))
+        self._inputs, self._shape = inputs, shape
+        columns = zip(targets.T, shape.strengths, strict=True)
+        self._warps = [Warp(column, strength) for column, strength in columns]
+        warped = np.stack([warp(column) for warp, column in zip(self._warps, targets.T, strict=True)], axis=1)
+        kernel = _kernel(inputs, inputs, shape.trend, shape.length) + shape.noise * np.eye(len(inputs))
         self._inverse = np.linalg.inv(kernel)
-        self._weights = self._inverse @ scaled
-        self._variance = (scaled * self._weights).mean(axis=0) + 1e-12
+        self._weights = self._inverse @ warped
+        self._variance = (warped * self._weights).mean(axis=0) + 1e-12
 
-    def predict(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Means and standard deviations, each of shape `(queries, m)`."""
-        kernel = _kernel(queries, self._inputs, self._shape)
+    def sample(self, rng: np.random.Generator, queries: np.ndarray, draws: int) -> np.ndarray:
+        """Draws of the metrics of queries, each query by itself.
+
+        Args:
+            rng: Source of randomness.
+            queries: Encoded configs, shape `(queries, d)`.
+            draws: How many of each.
+
+        Returns:
+            Shape `(draws, queries, m)`.
+        """
+        kernel = _kernel(queries, self._inputs, self._shape.trend, self._shape.length)
         prior = 1 + self._shape.trend * (_design(queries) ** 2).mean(axis=1)
         left = np.maximum(prior - ((kernel @ self._inverse) * kernel).sum(axis=1), 1e-9)
-        scale = self._targets.std(axis=0) + 1e-12
-        mean = kernel @ self._weights * scale + self._targets.mean(axis=0)
-        return mean, np.sqrt(left[:, None] * self._variance) * scale
+        mean, deviation = kernel @ self._weights, np.sqrt(left[:, None] * self._variance)
+        warped = mean + deviation * rng.standard_normal((draws, *mean.shape))
+        return np.stack([warp.inverse(warped[..., column]) for column, warp in enumerate(self._warps)], axis=2)
 
 
-def _kernel(one: np.ndarray, other: np.ndarray, shape: Shape) -> np.ndarray:
-    away = np.sqrt(3) * _distances(one, other) / shape.length
+def _kernel(one: np.ndarray, other: np.ndarray, trend: float, length: float) -> np.ndarray:
+    away = np.sqrt(3) * _distances(one, other) / length
     first, second = _design(one), _design(other)
-    trend = shape.trend * first @ second.T / first.shape[1]
-    return np.asarray((1 + away) * np.exp(-away) + trend)
+    return np.asarray((1 + away) * np.exp(-away) + trend * first @ second.T / first.shape[1])
 
 
 def _design(inputs: np.ndarray) -> np.ndarray:
@@ -101,7 +121,3 @@ def _design(inputs: np.ndarray) -> np.ndarray:
 def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * one @ other.T
     return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
-
-
-def _standardised(targets: np.ndarray) -> np.ndarray:
-    return np.asarray((targets - targets.mean(axis=0)) / (targets.std(axis=0) + 1e-12))

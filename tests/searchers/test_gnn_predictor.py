@@ -65,10 +65,10 @@ def test_the_ensemble_learns_and_knows_where_it_does_not():
 @pytest.mark.slow
 def test_a_constant_in_place_of_the_network_finds_less():
     class Constant(GNNPredictorSearch):
-        def predict(self, configs, unknown):
+        def imagine(self, configs, unknown, draws):
             targets = self.metric_table(self.final_positions())
             mean = np.nanmean(targets[:, [self.goal.metrics.index(metric) for metric in unknown]], axis=0)
-            return np.tile(mean, (len(configs), 1)), np.zeros((len(configs), len(unknown)))
+            return np.tile(mean, (draws, len(configs), 1))
 
     problem = mixed()
 
