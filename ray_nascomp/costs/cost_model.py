@@ -327,6 +327,7 @@ class _SpecBuilder:
         if knows:
             self._task.build = None  # It holds the model's weights.
         self._task.model = nn.Identity()
+        self._task.original = None
         self._task.train_data = self._task.val_data = None  # type: ignore[assignment]
         self._task.test_data = self._task.calibration_data = None
         self._task.example_inputs = task.example_inputs

@@ -88,7 +88,7 @@ class Trainer:
         seed = (self._seed + epoch) % 2**31
         data = self._task.train_data
         generator = torch.Generator().manual_seed(seed)
-        batches = list(data.index_batches(self._task.batch_size, generator))
+        batches = self._task.epoch_indices(generator)
         weights = {name: weight_of(network.get_submodule(name)) for name in self.masks}
         # Wrapping changes the order of parameters, and with it the last digit of the norm.
         ordered = [parameter for _, parameter in sorted(network.named_parameters())]

@@ -22,7 +22,13 @@ from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.space import Space
 from ray_nascomp.tasks.calling import call, device_of, map_tensors
 from ray_nascomp.tasks.data import Batch, Data
-from ray_nascomp.tasks.padding import ignores_padding, order_by_length, sequence_lengths, without_padding
+from ray_nascomp.tasks.padding import (
+    batches_of_similar_length,
+    ignores_padding,
+    order_by_length,
+    sequence_lengths,
+    without_padding,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -244,6 +250,16 @@ class Task:
     def train_batches(self, seed: int) -> Iterator[Batch]:
         """One epoch of shuffled training batches."""
         return self.train_data.batches(self.batch_size, torch.Generator().manual_seed(seed))
+
+    def epoch_indices(self, generator: torch.Generator) -> list[Tensor]:
+        """Indices of one epoch's shuffled training batches; where padding can be cut off, there is little of it.
+
+        Args:
+            generator: What shuffles.
+        """
+        if self._ignores_padding and self.train_data.is_fixed:
+            return batches_of_similar_length(self.train_data, self.batch_size, generator)
+        return list(self.train_data.index_batches(self.batch_size, generator))
 
     def calibration_batches(self) -> Iterator[Batch]:
         """Batches for observers: calibration data, or as many training samples as it takes (512)."""

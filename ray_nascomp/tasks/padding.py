@@ -14,6 +14,8 @@ from ray_nascomp.tasks.data import Data
 _LEAST = 2
 """Fewest columns that are kept: exported files take no axis of length 1 for a free one."""
 _TOLERANCE = 1e-4
+_CHUNK = 50
+"""So many batches' samples are sorted together."""
 
 
 def sequence_lengths(inputs: Any) -> Tensor | None:
@@ -83,3 +85,19 @@ def order_by_length(data: Data, indices: Tensor | None = None) -> Tensor:
     lengths = sequence_lengths(data.take(chosen)[0])
     assert lengths is not None
     return chosen[lengths.argsort(stable=True)]
+
+
+def batches_of_similar_length(data: Data, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Indices of one epoch's batches, shuffled, samples of similar length together: less of a batch is padding.
+
+    As `group_by_length` of transformers: shuffled samples are sorted by length fifty batches at a time.
+
+    Args:
+        data: The samples; those without a length come in batches that are merely shuffled.
+        batch_size: Samples in a batch; one may have fewer.
+        generator: What shuffles.
+    """
+    order = torch.randperm(len(data), generator=generator)
+    chunks = order.split(_CHUNK * batch_size)
+    batches = [batch for chunk in chunks for batch in order_by_length(data, chunk).split(batch_size)]
+    return [batches[place] for place in torch.randperm(len(batches), generator=generator)]

@@ -88,6 +88,22 @@ def test_cost_model_pickles_without_weights():
     assert len(cloudpickle.dumps(costs)) < 100_000
 
 
+def test_cost_model_of_smaller_forms_pickles_without_the_original():
+    import cloudpickle
+    from ray import tune
+
+    def build(architecture):
+        width = architecture["width"]
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.Linear(width, 10))
+
+    original = nc.Task(build({"width": 20_000}), DATA, DATA)
+    architecture = {"width": tune.choice([8, 16])}
+    task = nc.Task(build({"width": 16}), DATA, DATA, build=build, architecture=architecture, original=original)
+    costs = nc.CostModel(task)
+    assert len(cloudpickle.dumps(costs)) < 100_000
+    assert costs({"architecture": {"width": 8}})["params_ratio"] > 1000
+
+
 @pytest.fixture(scope="module")
 def elastic_task():
     from networks import PlainNet

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 import ray_nascomp as nc
-from ray_nascomp.tasks.padding import sequence_lengths, without_padding
+from ray_nascomp.tasks.data import Data
+from ray_nascomp.tasks.padding import batches_of_similar_length, sequence_lengths, without_padding
 
 MASK = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
 IDS = torch.arange(1, 19).reshape(3, 6) * MASK
@@ -78,3 +79,28 @@ def test_a_model_that_reads_padding_or_has_an_output_a_token_gets_all_of_it():
         task = nc.Task(model, (inputs(), targets), (inputs(), targets))
         task.predict(task.model)
         assert lengths_seen(task)[0] == [(3, 6)]
+
+
+def test_training_batches_hold_samples_of_similar_length_each_of_them_once():
+    lengths = torch.randint(1, 41, (400,), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(40) < lengths[:, None]).long()
+    data = Data(({"input_ids": mask, "attention_mask": mask}, torch.zeros(400, dtype=torch.long)), "data")
+    batches = batches_of_similar_length(data, 8, torch.Generator().manual_seed(1))
+    assert torch.cat(batches).sort().values.tolist() == list(range(400))
+    assert {len(batch) for batch in batches} == {8}
+    spread = [int(lengths[batch].max() - lengths[batch].min()) for batch in batches]
+    assert max(spread) <= 4
+    longest = [int(lengths[batch].max()) for batch in batches]
+    assert longest != sorted(longest)
+
+
+def test_tasks_that_mind_padding_train_on_merely_shuffled_batches():
+    tasks = [
+        nc.Task(model, (inputs(), torch.tensor([0, 1, 2])), (inputs(), torch.tensor([0, 1, 2])), batch_size=1)
+        for model in (MeanOfTokens(), MeanOfTokens(reads_mask=False))
+    ]
+    for task in tasks:
+        found = task.epoch_indices(torch.Generator().manual_seed(3))
+        assert torch.cat(found).sort().values.tolist() == [0, 1, 2]
+    expected = torch.randperm(3, generator=torch.Generator().manual_seed(3))
+    assert torch.cat(found).tolist() == expected.tolist()
