@@ -36,7 +36,7 @@ class RandomSearch(GoalSearcher):
 class ConstantPredictor(GNNPredictorSearch):
     """The graph network's output replaced by the mean of what was seen."""
 
-    def imagine(self, configs: Any, unknown: Any, draws: int) -> np.ndarray:
+    def imagine(self, configs: Any, known: Any, unknown: Any, draws: int) -> np.ndarray:
         columns = [self.goal.metrics.index(metric) for metric in unknown]
         mean = np.nanmean(self.metric_table(self.final_positions())[:, columns], axis=0)
         return np.tile(mean, (draws, len(configs), 1))

@@ -23,7 +23,7 @@ from ray_nascomp.goals import Goal, as_float
 from ray_nascomp.observation_log import plain
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.searchers.saved import SavedSearcher
-from ray_nascomp.searchers.scaling import SPREAD, UnitScale
+from ray_nascomp.searchers.scaling import SPREAD, UnitScale, tabulated
 from ray_nascomp.searchers.state import read_observations
 from ray_nascomp.searchers.table import ObservationTable
 from ray_nascomp.space import Space
@@ -179,38 +179,30 @@ class GoalSearcher(SavedSearcher):
 
     def known_metrics(self, config: Mapping[str, Any]) -> dict[str, float] | None:
         """What the cost model knows of a config; None if that rules it out."""
+        return self.foresee([config])[0]
+
+    def foresee(self, configs: Sequence[Mapping[str, Any]]) -> list[dict[str, float] | None]:
+        """`known_metrics` of several configs, asked for at once where the cost model has a method `many`."""
         if self.cost_model is None:
-            return {}
-        key = self.space.key(config)
-        if key not in self._known:
-            if len(self._known) >= _KNOWN_LIMIT:
-                self._known.clear()
-            self._known[key] = self._ask_cost_model(config)
-        return self._known[key]
-
-    def foresee(self, configs: Sequence[Mapping[str, Any]]) -> None:
-        """Asks the cost model about several configs at once, where it has a method `many`, to know them later.
-
-        Args:
-            configs: Full configs; those that the cost model cannot take are asked for one by one later.
-        """
+            return [{} for _ in configs]
+        if len(self._known) >= _KNOWN_LIMIT:
+            self._known.clear()
+        keys = [self.space.key(config) for config in configs]
+        fresh = {key: config for key, config in zip(keys, configs, strict=True) if key not in self._known}
         many = getattr(self.cost_model, "many", None)
-        if many is None:
-            return
-        fresh = {self.space.key(config): config for config in configs}
-        fresh = {key: config for key, config in fresh.items() if key not in self._known}
-        if len(fresh) < 2:
-            return
-        table = many(list(fresh.values()))
-        for row, key in enumerate(fresh):
-            metrics = {name: float(values[row]) for name, values in table.items()}
-            self._known[key] = None if any(map(math.isnan, metrics.values())) else self._within_bounds(metrics)
+        if many is not None and len(fresh) > 1:
+            table = many(list(fresh.values()))
+            for row, key in enumerate(fresh):
+                metrics = {name: float(values[row]) for name, values in table.items()}
+                self._known[key] = None if any(map(math.isnan, metrics.values())) else self._within_bounds(metrics)
+        else:
+            self._known.update({key: self._ask_cost_model(config) for key, config in fresh.items()})
+        return [self._known[key] for key in keys]
 
     def spread(self) -> dict[str, Any]:
         """A random config, of several the one whose known costs are farthest from all others'."""
         draws = [self.space.sample(self.rng) for _ in range(_SPREAD_DRAWS if self.cost_model else 1)]
-        self.foresee(draws)
-        draws = [d for d in draws if self.known_metrics(d) is not None] or draws[:1]
+        draws = [d for d, known in zip(draws, self.foresee(draws), strict=True) if known is not None] or draws[:1]
         others = [*(o.config for o in self.observations), *self.pending]
         costs = [self._known_losses(config) for config in (*draws, *others)]
         if len(draws) == 1 or not others or not costs[0].size:
@@ -226,16 +218,8 @@ class GoalSearcher(SavedSearcher):
         return np.array([known[o.metric] * o.sign for o in self.goal.objectives if o.metric in known])
 
     def known_values(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """All that the cost model knows of configs, as inputs of a model, shape `(configs, known)`.
-
-        What is known of a config says much about what is not: a network's size about its accuracy. Costs
-        differ by orders of magnitude, hence logarithms, `sign(x) log(1 + |x|)`; NaN where a config is ruled out.
-        """
-        known = [self.known_metrics(config) or {} for config in configs]
-        names = sorted(set().union(*known))
-        table = np.array([[row.get(name, math.nan) for name in names] for row in known])
-        table = table.reshape(len(known), len(names))
-        return np.asarray(np.sign(table) * np.log1p(np.abs(table)))
+        """All that the cost model knows of configs, as inputs of a model; see `scaling.tabulated`."""
+        return tabulated(self.foresee(configs))
 
     def known_features(self, configs: Sequence[Mapping[str, Any]], scaled_by: int) -> np.ndarray:
         """`known_values`, each column standardised by the first `scaled_by` of the configs, one or more."""

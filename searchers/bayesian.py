@@ -117,8 +117,7 @@ class BayesianSearch(GoalSearcher):
         parents = np.where(self.rng.random((count, 1)) < _CROSSOVER, crossed, best[first])
         drafts = self.space.decode_many(self.variation.mutate(self.rng, parents))
         drafts += [self.space.sample(self.rng) for _ in range(_POOL - count)]
-        self.foresee(drafts)
-        affordable = [config for config in drafts if self.known_metrics(config) is not None]
+        affordable = [c for c, known in zip(drafts, self.foresee(drafts), strict=True) if known is not None]
         return list({self.key(config): config for config in affordable if self.is_new(config)}.values())
 
     def _best(self, usable: list[Observation], count: int) -> list[Observation]:

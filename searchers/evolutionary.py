@@ -24,7 +24,7 @@ from ray_nascomp.searchers import survival as survivals
 from ray_nascomp.searchers.base import CostFunction, GoalSearcher
 from ray_nascomp.searchers.operators import Variation
 from ray_nascomp.searchers.process import ProcessSurrogate, Shape, choose_shape
-from ray_nascomp.searchers.scaling import UnitScale
+from ray_nascomp.searchers.scaling import UnitScale, tabulated
 from ray_nascomp.searchers.screening import Screen, judged
 
 _CHILDREN = 24
@@ -107,18 +107,25 @@ class EvolutionarySearch(GoalSearcher):
         if not self._screening:
             return self._children(parents, 1)[0]
         children = self._children(parents, self._brood)
-        self.foresee(children)
-        children = [c for c in children if self.is_new(c) and self.known_metrics(c) is not None]
-        if not children:
+        foreseen = zip(children, self.foresee(children), strict=True)
+        affordable = [(child, known) for child, known in foreseen if known is not None and self.is_new(child)]
+        if not affordable:
             return self.space.sample(self.rng)
-        return self._most_promising(children)
+        return self._most_promising([child for child, _ in affordable], [known for _, known in affordable])
 
-    def imagine(self, configs: Sequence[Mapping[str, Any]], unknown: Sequence[str], draws: int) -> np.ndarray:
+    def imagine(
+        self,
+        configs: Sequence[Mapping[str, Any]],
+        known: Sequence[Mapping[str, float]],
+        unknown: Sequence[str],
+        draws: int,
+    ) -> np.ndarray:
         """What configs may turn out to be.
 
         Args:
             configs: Configs, canonical and affordable.
-            unknown: The goal's metrics that the cost model does not know.
+            known: What the cost model knows of each.
+            unknown: The goal's metrics that it does not know.
             draws: How many draws of each.
 
         Returns:
@@ -126,7 +133,7 @@ class EvolutionarySearch(GoalSearcher):
         """
         surrogate, scale = self._fit([self.goal.metrics.index(metric) for metric in unknown])
         features = self.space.features(self.space.encode(configs))
-        return surrogate.sample(self.rng, np.concatenate([features, scale(self.known_values(configs))], axis=1), draws)
+        return surrogate.sample(self.rng, np.concatenate([features, scale(tabulated(known))], axis=1), draws)
 
     def _fit(self, columns: list[int]) -> tuple[ProcessSurrogate, UnitScale]:
         """The surrogate of some metrics; it follows from the observations alone, whenever it is fitted."""
@@ -184,11 +191,10 @@ class EvolutionarySearch(GoalSearcher):
         drafts = np.where(self.rng.random((count, 1)) < _CROSSOVER, crossed, parents[first])
         return self.space.decode_many(self.variation.mutate(self.rng, drafts))
 
-    def _most_promising(self, children: list[dict[str, Any]]) -> dict[str, Any]:
+    def _most_promising(self, children: list[dict[str, Any]], known: list[dict[str, float]]) -> dict[str, Any]:
         """The child with the largest predicted gain in hypervolume, over a few draws of what is unknown."""
         screen, unknown = self._target()
-        imagined = self.imagine(children, unknown, _DRAWS) if unknown else np.empty((_DRAWS, len(children), 0))
-        known = [self.known_metrics(child) or {} for child in children]
+        imagined = self.imagine(children, known, unknown, _DRAWS)
         table = np.empty((_DRAWS, len(children), len(self.goal.metrics)))
         for column, metric in enumerate(self.goal.metrics):
             if metric in unknown:

@@ -20,7 +20,7 @@ from ray_nascomp.searchers.base import CostFunction
 from ray_nascomp.searchers.evolutionary import EvolutionarySearch
 from ray_nascomp.searchers.graph_network import GraphEnsemble
 from ray_nascomp.searchers.layer_graph import LayerGraph
-from ray_nascomp.searchers.scaling import SPREAD, UnitScale
+from ray_nascomp.searchers.scaling import SPREAD, UnitScale, tabulated
 
 _CHILDREN = 64
 _FIRST_STEPS = 150
@@ -77,22 +77,28 @@ class GNNPredictorSearch(EvolutionarySearch):
         """The graph that the network reads."""
         return LayerGraph.of(self.space, getattr(self.cost_model, "spec", None))
 
-    def imagine(self, configs: Sequence[Mapping[str, Any]], unknown: Sequence[str], draws: int) -> np.ndarray:
+    def imagine(
+        self,
+        configs: Sequence[Mapping[str, Any]],
+        known: Sequence[Mapping[str, float]],
+        unknown: Sequence[str],
+        draws: int,
+    ) -> np.ndarray:
         """Draws from the ensemble's predictions of the unknown metrics, shape `(draws, configs, unknown)`."""
         finals = np.array(self.final_positions())
         columns = [self.goal.metrics.index(metric) for metric in unknown]
         targets = self.metric_table(finals)[:, columns]
         usable = np.flatnonzero(np.isfinite(targets).all(axis=1))[-_LEARNT:]
-        known = self.known_table(finals[usable])
-        scale = UnitScale(known)
+        costs = self.known_table(finals[usable])
+        scale = UnitScale(costs)
         if self._ensemble is None or self._is_due(len(usable)):
             nodes = self.graph.features(self.space, self.table(finals[usable])[0])
             steps = _STEPS if self._ensemble else _FIRST_STEPS
-            ensemble = self._ensemble or self._made(nodes.shape[2], known.shape[1], len(columns), self.rng)
-            ensemble.fit(nodes, (scale(known) - 0.5) / SPREAD, targets[usable], steps, self.rng)
+            ensemble = self._ensemble or self._made(nodes.shape[2], costs.shape[1], len(columns), self.rng)
+            ensemble.fit(nodes, (scale(costs) - 0.5) / SPREAD, targets[usable], steps, self.rng)
             self._ensemble, self._fitted_at = ensemble, len(self.observations)
         nodes = self.graph.features(self.space, self.space.encode(configs))
-        mean, deviation = self._ensemble.predict(nodes, (scale(self.known_values(configs)) - 0.5) / SPREAD)
+        mean, deviation = self._ensemble.predict(nodes, (scale(tabulated(known)) - 0.5) / SPREAD)
         return mean + deviation * self.rng.standard_normal((draws, *mean.shape))
 
     def own_state(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ _WIDTH = 16
 _ROUNDS = 2
 _LEARNING_RATE = 0.02
 _WEIGHT_DECAY = 1e-3
+_BATCH = 64
 
 
 class GraphEnsemble:
@@ -58,8 +59,8 @@ class GraphEnsemble:
             nodes: Node features, shape `(n, nodes, width)`.
             extra: Features of the whole graph, shape `(n, extra)`.
             targets: Metrics, shape `(n, metrics)`, finite.
-            steps: Steps of Adam, each on all results.
-            rng: How much each result counts for each member.
+            steps: Steps of Adam, each on 64 of the results.
+            rng: How much each result counts for each member, and which are in a batch.
         """
         import torch
 
@@ -73,9 +74,10 @@ class GraphEnsemble:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         with torch.enable_grad():
             for _ in range(steps):
+                batch = torch.from_numpy(rng.permutation(len(targets))[:_BATCH])
                 optimizer.zero_grad()
-                error = (self._forward(weights, *inputs) - goal) ** 2
-                (counts * error).mean().backward()
+                error = (self._forward(weights, *(part[batch] for part in inputs)) - goal[batch]) ** 2
+                (counts[:, batch] * error).mean().backward()
                 optimizer.step()
                 schedule.step()
         self._weights = {name: value.detach().numpy() for name, value in weights.items()}

@@ -10,13 +10,13 @@ import numpy as np
 from ray_nascomp.searchers.base import GoalSearcher
 from ray_nascomp.searchers.choices import Choices
 from ray_nascomp.searchers.controller import Controller, Experience
+from ray_nascomp.searchers.process import ProcessSurrogate, choose_shape
 from ray_nascomp.searchers.reward import Reward, advantages
-from ray_nascomp.searchers.surrogate import NeighbourSurrogate
 
 _REPLAYED = 24
 _BASELINE_DECAY = 0.98
 _IMAGINED = 16
-_LEARNT = 400
+_LEARNT = 200
 _COST_SCALE = 0.25
 
 
@@ -88,7 +88,8 @@ class Imagination:
         usable = np.flatnonzero(np.isfinite(targets).all(axis=1))
         self._learnt = [searcher.observations[finals[row]].config for row in usable]
         self._encoded = encoded[usable]
-        self._surrogate = NeighbourSurrogate(self._inputs([]), targets[usable])
+        inputs = self._inputs([])
+        self._surrogate = ProcessSurrogate(inputs, targets[usable], choose_shape(inputs, targets[usable]))
 
     def experience(
         self, rng: np.random.Generator, choices: Choices, controller: Controller, preferences: np.ndarray
@@ -109,8 +110,7 @@ class Imagination:
     def _results(self, rng: np.random.Generator, configs: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
         """Scaled losses `(n, objectives)` and violations `(n,)`, one sample of each prediction."""
         objectives = self._searcher.goal.objectives
-        mean, deviation = self._surrogate.predict(self._inputs(configs)[len(self._learnt) :])
-        predicted = mean + deviation * rng.standard_normal(mean.shape)
+        predicted = self._surrogate.sample(rng, self._inputs(configs)[len(self._learnt) :], 1)[0]
         known = [self._searcher.known_metrics(config) for config in configs]
         losses = np.full((len(configs), len(objectives)), np.nan)
         for column in self._known_objectives:

@@ -48,8 +48,10 @@ def choose_shape(inputs: np.ndarray, targets: np.ndarray) -> Shape:
     inputs, targets = inputs[-_CHOSEN_ON:], targets[-_CHOSEN_ON:]
     n, metrics = targets.shape
     warps = [[Warp(column, strength) for strength in _STRENGTHS] for column in targets.T]
-    warped = np.stack([warp(column) for row, column in zip(warps, targets.T, strict=True) for warp in row], axis=1)
-    slopes = np.array([[w.log_slope(column) for w in row] for row, column in zip(warps, targets.T, strict=True)])
+    columns = list(zip(warps, targets.T, strict=True))
+    warped = np.array([warp(column) for row, column in columns for warp in row]).reshape(-1, n).T
+    slopes = np.array([warp.log_slope(column) for row, column in columns for warp in row])
+    slopes = slopes.reshape(metrics, len(_STRENGTHS))
     distances = _distances(inputs, inputs)
     typical = float(np.median(distances[np.triu_indices(n, 1)])) if n > 1 else 1.0
     best, largest = Shape(1.0, typical or 1.0, 1e-2, (0.0,) * metrics), -np.inf
@@ -79,9 +81,10 @@ class ProcessSurrogate:
 
     def __init__(self, inputs: np.ndarray, targets: np.ndarray, shape: Shape) -> None:
         self._inputs, self._shape = inputs, shape
-        columns = zip(targets.T, shape.strengths, strict=True)
-        self._warps = [Warp(column, strength) for column, strength in columns]
-        warped = np.stack([warp(column) for warp, column in zip(self._warps, targets.T, strict=True)], axis=1)
+        self._warps = [Warp(column, strength) for column, strength in zip(targets.T, shape.strengths, strict=True)]
+        warped = np.empty_like(targets)
+        for index, warp in enumerate(self._warps):
+            warped[:, index] = warp(targets[:, index])
         kernel = _kernel(inputs, inputs, shape.trend, shape.length) + shape.noise * np.eye(len(inputs))
         self._inverse = np.linalg.inv(kernel)
         self._weights = self._inverse @ warped
@@ -102,8 +105,10 @@ class ProcessSurrogate:
         prior = 1 + self._shape.trend * (_design(queries) ** 2).mean(axis=1)
         left = np.maximum(prior - ((kernel @ self._inverse) * kernel).sum(axis=1), 1e-9)
         mean, deviation = kernel @ self._weights, np.sqrt(left[:, None] * self._variance)
-        warped = mean + deviation * rng.standard_normal((draws, *mean.shape))
-        return np.stack([warp.inverse(warped[..., column]) for column, warp in enumerate(self._warps)], axis=2)
+        drawn = mean + deviation * rng.standard_normal((draws, *mean.shape))
+        for index, warp in enumerate(self._warps):
+            drawn[..., index] = warp.inverse(drawn[..., index])
+        return np.asarray(drawn)
 
 
 def _kernel(one: np.ndarray, other: np.ndarray, trend: float, length: float) -> np.ndarray:

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 SPREAD = 0.25
+
+
+def tabulated(known: Sequence[Mapping[str, float] | None]) -> np.ndarray:
+    """Known costs as inputs of a model, shape `(configs, costs)`.
+
+    What is known of a config says much about what is not: a network's size about its accuracy. Costs
+    differ by orders of magnitude, hence logarithms, `sign(x) log(1 + |x|)`.
+
+    Args:
+        known: What is known of each config; None, a row of NaN, where it is ruled out.
+    """
+    rows = [row or {} for row in known]
+    names = sorted(set().union(*rows))
+    table = np.array([[row.get(name, np.nan) for name in names] for row in rows]).reshape(len(rows), len(names))
+    return np.asarray(np.sign(table) * np.log1p(np.abs(table)))
 
 
 class UnitScale:

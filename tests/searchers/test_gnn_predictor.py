@@ -65,7 +65,7 @@ def test_the_ensemble_learns_and_knows_where_it_does_not():
 @pytest.mark.slow
 def test_a_constant_in_place_of_the_network_finds_less():
     class Constant(GNNPredictorSearch):
-        def imagine(self, configs, unknown, draws):
+        def imagine(self, configs, known, unknown, draws):
             targets = self.metric_table(self.final_positions())
             mean = np.nanmean(targets[:, [self.goal.metrics.index(metric) for metric in unknown]], axis=0)
             return np.tile(mean, (draws, len(configs), 1))
