@@ -95,7 +95,7 @@ def _constraint_table(path: Path) -> str:
         return ""
     lines = [
         "### Under a constraint that only trials tell\n\n",
-        "| problem | searcher | seeds | feasible of 200 | on the front |\n",
+        "| problem | searcher | seeds | feasible in 200 trials, each once | on the front |\n",
     ]
     lines.append("| --- | --- | --- | --- | --- |\n")
     for problem, searchers in json.loads(path.read_text()).items():
