@@ -101,10 +101,13 @@ class FileModel:
         read = reading @ self._reads > 0
         followed = self._is_followed & (reading @ self._followers >= self._followers.sum(0))
         outputs = (last * self._forms.is_conv * ~followed).sum(1)
+        biases = sum(
+            np.where(where & c.is_last & ~followed, self._forms.integer_biases(c), 0).sum(1) for where, c in pairs
+        )
         count = read.sum(1) + inner.sum(1) + outputs
         zeros = read & self._is_positive
         own = count - zeros.sum(1) + zeros.any(1)
-        total = count * _PAIR + own * scalar(1)
+        total = count * _PAIR + own * scalar(1) + biases
         if self._smoothed.any():
             for where, c in pairs:
                 smoothed = where & self._smoothed

@@ -42,8 +42,8 @@ def tensor(name: Any, shape: Sequence[Any], content: Any, short_axes: Any = 0) -
 
 
 def scalar(content: int) -> int:
-    """Bytes of a constant of one element, which is stored with a shape of one axis."""
-    return int(tensor(SHORT, [1], content))
+    """Bytes of a constant of one element without axes."""
+    return int(tensor(SHORT, [], content))
 
 
 def node(operator: str, names: Sequence[Any], attributes: Any = 0) -> Any:

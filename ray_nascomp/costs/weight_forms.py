@@ -27,6 +27,7 @@ DOMAIN = "com.microsoft"
 TO_FLOAT = attribute("to", 1)
 MUL = node("Mul", [SHORT] * 3)
 _QUANTIZED, _FLOATING, _BIAS = len(".weight_q"), len("model..weight"), len("model..bias")
+_INTEGER_BIAS = len(".bias_q")
 _AXIS_0 = attribute("axis", 0)
 _GEMM = attribute("alpha", 1.0) + attribute("beta", 1.0) + attribute("transB", 1)
 _SLICE = node("Slice", [SHORT] * 5)
@@ -220,6 +221,14 @@ class WeightForms:
         name = m.letters + _BIAS
         bias = tensor(name, [m.rows], m.rows * FLOAT) + entry(name) + np.where(m.is_turned, node("Add", [SHORT] * 2), 0)
         return np.where(self.is_conv[m.layer], conv, matrix) + np.where(m.has_bias, bias, 0)
+
+    def integer_biases(self, cells: Cells) -> Floats:
+        """What it takes more where a linear layer's bias is an integer, too; shape `(plans, layers)`."""
+        name = self._letters + _INTEGER_BIAS
+        dequantize = node("DequantizeLinear", [name, SHORT, SHORT], _AXIS_0)
+        scales = tensor(SHORT, [cells.rows], cells.rows * FLOAT)
+        saved = (_BIAS - _INTEGER_BIAS) + (self._letters + _BIAS - SHORT)
+        return np.asarray(np.where(self._is_gemm & cells.has_bias, dequantize + scales - saved, 0))
 
     def are_in_blocks(self, cells: Cells) -> Flags:
         """Where ONNX Runtime multiplies by 4 bits itself."""

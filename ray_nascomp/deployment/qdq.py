@@ -4,9 +4,10 @@ Where a layer's input is quantized, its weight becomes an int8 tensor behind a D
 and its input passes a QuantizeLinear and a DequantizeLinear; ONNX Runtime fuses these with the
 layer into integer kernels. Convolutions are fused only where their output is quantized too, be it
 by the next layer's input: `unfollowed_convolutions` names those for which it is not. Linear
-layers are fused as they are. Where a layer's input stays in floating point, its weight is stored
-as integers and unfolded when the file is loaded; of an embedding, when its rows are looked up. Large
-products by 4 bits are left to an operator of ONNX Runtime's own (`blocks`).
+layers are fused as they are; those with a bias, where no integers follow, by an integer bias.
+Where a layer's input stays in floating point, its weight is stored as integers and unfolded when
+the file is loaded; of an embedding, when its rows are looked up. Large products by 4 bits are left
+to an operator of ONNX Runtime's own (`blocks`).
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ def unfollowed_convolutions(
 
 
 def followers_of(graph: onnx.GraphProto, layers: Sequence[LayerNode]) -> dict[int, tuple[str, ...] | None]:
-    """Who reads what convolutions make.
+    """Who reads what convolutions, and linear layers with a bias, make.
 
     Args:
         graph: The graph.
         layers: Its layers.
 
     Returns:
-        Position of a convolution's node -> names of the layers that read its output, perhaps after operators
+        Position of a node -> names of the layers that read its output, perhaps after operators
         through which a quantization moves; None where the graph's output or anything else reads it.
     """
     names = {found.index: found.layer for found in layers}
@@ -86,7 +87,7 @@ def followers_of(graph: onnx.GraphProto, layers: Sequence[LayerNode]) -> dict[in
                 return None
         return tuple(found)
 
-    return {found.index: readers(found.node.output[0]) for found in layers if found.node.op_type == "Conv"}
+    return {found.index: readers(found.node.output[0]) for found in layers if found.node.op_type in ("Conv", "Gemm")}
 
 
 def insert_quantization(
@@ -119,14 +120,18 @@ def insert_quantization(
     missing = set(calibration) - {entry.layer for entry in found}
     if missing:
         raise ValueError(f"layers {sorted(missing)} are not in the exported graph")
-    calibration = _with_room_for_biases(graph, found, calibration)
+    biases = _biases(graph, found)
+    calibration = _with_room_for_biases(found, biases, calibration)
     writer = _Writer(
         GraphEditor(graph),
         _owners(weights, calibration),
         {entry.layer for entry in found if entry.node.op_type == "Gather"},
         _clip_limits(graph),
     )
+    followers = followers_of(graph, [entry for entry in found if calibration[entry.layer].input is not None])
     for entry in found:
+        if entry.node.op_type == "Gemm" and entry.index in biases and followers.get(entry.index, ()) is None:
+            writer.write_bias(entry, biases[entry.index], calibration[entry.layer])
         writer.write(entry, weights[entry.layer], calibration[entry.layer])
     writer.editor.finish()
     if any(node.domain == BLOCK_DOMAIN for node in graph.node):
@@ -135,19 +140,29 @@ def insert_quantization(
     return result
 
 
-def _with_room_for_biases(graph: onnx.GraphProto, found: list[LayerNode], calibration: Calibration) -> Calibration:
+def _biases(graph: onnx.GraphProto, found: list[LayerNode]) -> dict[int, np.ndarray]:
+    """Position of a layer's node -> its bias, where it has one."""
+    initializers = {initializer.name: initializer for initializer in graph.initializer}
+    return {
+        entry.index: numpy_helper.to_array(initializers[entry.node.input[2]])
+        for entry in found
+        if len(entry.node.input) > 2 and entry.node.input[2] in initializers
+    }
+
+
+def _with_room_for_biases(
+    found: list[LayerNode], biases: Mapping[int, np.ndarray], calibration: Calibration
+) -> Calibration:
     """Scales of weights under which the layers' biases fit into 32 bits.
 
     ONNX Runtime rounds a bias to multiples of the input's scale times the weight's, and lets it
     saturate. Beside such a bias the row's weights are next to nothing: a coarser scale costs no accuracy.
     """
-    initializers = {initializer.name: initializer for initializer in graph.initializer}
     roomy = dict(calibration)
     for entry in found:
         scales = roomy[entry.layer]
-        bias = initializers.get(entry.node.input[2]) if len(entry.node.input) > 2 else None
-        if scales.input is not None and bias is not None:
-            least = np.abs(numpy_helper.to_array(bias)) / (scales.input.scale * _BIAS_LIMIT)
+        if scales.input is not None and entry.index in biases:
+            least = np.abs(biases[entry.index]) / (scales.input.scale * _BIAS_LIMIT)
             roomy[entry.layer] = replace(scales, weight=np.maximum(scales.weight, least).astype(np.float32))
     return roomy
 
@@ -200,6 +215,15 @@ class _Writer:
         self._weights: dict[tuple[str, bool, bool], str] = {}
         self._quantized: dict[tuple[str, float, int], str] = {}
         self._count = 0
+
+    def write_bias(self, entry: LayerNode, bias: np.ndarray, scales: LayerScales) -> None:
+        """Makes a bias whole multiples of the scales' product: with another one a Gemm stays in floating point."""
+        assert scales.input is not None
+        steps = (scales.weight * scales.input.scale).astype(np.float32)
+        added = NodeList(f"{entry.layer}.bias", f"{entry.layer}.bias{entry.index}")
+        integers = added.constant("q", np.round(bias / steps).astype(np.int32))
+        entry.node.input[2] = added.node("DequantizeLinear", [integers, added.constant("s", steps)], axis=0)
+        self.editor.before(entry.index, added)
 
     def write(self, entry: LayerNode, weight: np.ndarray, scales: LayerScales) -> None:
         """Makes a layer's integers real."""

@@ -80,7 +80,8 @@ def test_eight_bits_run_in_integer_kernels_from_end_to_end(task, method, tmp_pat
     onnxruntime.InferenceSession(step.artifact.content, options, providers=["CPUExecutionProvider"])
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert operators["QLinearConv"] == 3
-    assert not operators.keys() & {"Conv", "FusedConv", "Pad"}
+    assert operators["QGemm"] == 1
+    assert not operators.keys() & {"Conv", "FusedConv", "Gemm", "Pad"}
     assert operators["Clip"] == 1  # Before the mean, which is taken in floating point.
     assert step.artifact.error < 0.03
     assert step.metrics["accuracy"] > nc.compress(task, {}, epochs=0).metrics["accuracy"] - 0.02
