@@ -5,8 +5,8 @@
 Both are given the same epochs on the demo's digits: `restarts` are random configs, each trained from the original's
 weights; `pbt` is a population of random configs, the same ones, of which losers go on from winners' weights every
 `interval` reports. Each run is driven as Tune drives it (`Replay` in one process, no workers), so that the same seed
-gives the same front. The figure is the hypervolume of accuracy drop (up to 10 points) and bytes (in logarithm, from
-the smallest possible config to the whole network) of what is there at the end.
+gives the same front. The figure is the hypervolume of accuracy drop (up to 10 points) and of how many times
+smaller the file is (in logarithm, up to 100) of what is there at the end.
 """
 
 from __future__ import annotations
@@ -113,23 +113,24 @@ def main() -> None:
         configs = [space.sample(rng) for _ in range(arguments.population)]
         makers = {
             "restarts": FIFOScheduler,
-            "pbt": lambda seed=seed: CompressionPBTScheduler(GOAL, domains, arguments.interval, seed),
+            "pbt": lambda seed=seed: CompressionPBTScheduler(
+                GOAL, domains, arguments.interval, seed, max_t=arguments.epochs + 1
+            ),
         }
         for name, make in makers.items():
             start = time.perf_counter()
             results = search(task, costs, configs, make(), arguments.epochs)
-            points = [[row["accuracy_drop"], row["size_mb"]] for row in results if row["feasible"]]
-            run = {"seed": seed, "scheduler": name, "points": points, "hypervolume": round(share(task, points), 4)}
+            points = [[row["accuracy_drop"], row["size_ratio"]] for row in results if row["feasible"]]
+            run = {"seed": seed, "scheduler": name, "points": points, "hypervolume": round(share(points), 4)}
             record["runs"].append({**run, "seconds": round(time.perf_counter() - start)})
             print({key: value for key, value in record["runs"][-1].items() if key != "points"}, flush=True)
             (arguments.out / f"pbt_{arguments.task}.json").write_text(json.dumps(record) + "\n")
 
 
-def share(task: nc.Task, points: list[list[float]]) -> float:
-    """Hypervolume of (accuracy drop, bytes) as a share of a box: -0.02 to 0.1, and 1/100 to the whole in logarithm."""
-    whole = (task.file_bytes or 0) / 1e6
-    unit = [[(drop + 0.02) / 0.12, 1 + np.log(size / whole) / np.log(100)] for drop, size in points]
-    return hypervolume(np.maximum(np.array(unit), 0.0), np.ones(2))
+def share(points: list[list[float]]) -> float:
+    """Hypervolume of (accuracy drop, times smaller) as a share of a box: -0.02 to 0.1, 1 to 100 in logarithm."""
+    unit = [[(drop + 0.02) / 0.12, 1 - np.log(ratio) / np.log(100)] for drop, ratio in points]
+    return hypervolume(np.maximum(np.array(unit).reshape(-1, 2), 0.0), np.ones(2))
 
 
 if __name__ == "__main__":
