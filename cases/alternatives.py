@@ -7,13 +7,14 @@ smaller file of a network with recurrent layers or integers by itself, so they g
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from baseline import rows_of
 from measuring import Judged, compare, judge
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -23,6 +24,7 @@ from study import Study, best_of
 import ray_nascomp as nc
 from ray_nascomp.builders import gentle_config
 from ray_nascomp.searchers import HybridSearch
+from ray_nascomp.tasks.calling import tensors_of
 
 Made = tuple[bytes, Mapping[str, float]]
 """A model's file, and its params and macs."""
@@ -40,11 +42,12 @@ def carry_out_alternatives(study: Study) -> dict[str, Any]:
         if name in record["models"]:
             continue
         if original is None:
-            whole = nc.compress(study.task, {}, epochs=0)
-            original = judge(whole.artifact.content, study.splits, whole.metrics)
+            original = judge(study.whole.content, study.splits.test, study.whole.metrics)
         content, counts = make(study, original)
         study.keep(name, content)
-        record["models"][name] = compare(original, judge(content, study.splits, counts), study.splits)
+        # What is made of the original's file takes its inputs.
+        test = study.splits.test if make is runtime_int8 else study.test
+        record["models"][name] = compare(original, judge(content, test, counts), test)
         target.write_text(json.dumps(record, indent=1, default=str) + "\n")
     record["hypervolume"] = hypervolumes(study)
     target.write_text(json.dumps(record, indent=1, default=str) + "\n")
@@ -54,9 +57,14 @@ def carry_out_alternatives(study: Study) -> dict[str, Any]:
 class _Batches(CalibrationDataReader):
     """Training samples one by one, as ONNX Runtime's calibration takes them."""
 
-    def __init__(self, study: Study, name: str) -> None:
+    def __init__(self, study: Study, names: Sequence[str]) -> None:
+        inputs, targets = study.splits.train
         self._batches: Iterator[dict[str, np.ndarray]] = (
-            {name: batch.numpy()} for batch in study.splits.train[0][:512].split(32)
+            {
+                name: tensor.numpy()
+                for name, tensor in zip(names, tensors_of(rows_of(inputs, slice(low, low + 32))).values(), strict=True)
+            }
+            for low in range(0, min(512, len(targets)), 32)
         )
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -65,12 +73,11 @@ class _Batches(CalibrationDataReader):
 
 def runtime_int8(study: Study, original: Judged) -> Made:
     """ONNX Runtime's static quantization of the original, prepared and by channel as its guide recommends."""
-    (name,) = study.task.input_names
     with TemporaryDirectory() as folder:
         plain, ready, done = (Path(folder, file) for file in ("plain.onnx", "ready.onnx", "done.onnx"))
         plain.write_bytes(original.content)
         quant_pre_process(plain, ready)
-        quantize_static(ready, done, _Batches(study, name), per_channel=True)
+        quantize_static(ready, done, _Batches(study, study.task.input_names), per_channel=True)
         return done.read_bytes(), original.figures
 
 

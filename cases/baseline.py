@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Split = tuple[Tensor, Tensor]
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+from ray_nascomp.tasks.calling import call, map_tensors
+from ray_nascomp.tasks.data import Data
+from ray_nascomp.tasks.padding import batches_of_similar_length, without_padding
+
+Inputs = Any
+"""A tensor, or a dict of tensors."""
+Split = tuple[Inputs, Tensor]
+Augment = Callable[[Inputs, torch.Generator], Inputs]
 
 _SMOOTHING = 0.05
 _HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
@@ -28,8 +35,15 @@ def augmented(data: Split, copies: int, augment: Augment, seed: int) -> Split:
     """
     inputs, targets = data
     generator = torch.Generator().manual_seed(seed)
-    changed = [augment(inputs, generator) for _ in range(copies - 1)]
-    return torch.cat([inputs, *changed]), targets.repeat(copies)
+    every = [inputs, *(augment(inputs, generator) for _ in range(copies - 1))]
+    if isinstance(inputs, Tensor):
+        return torch.cat(every), targets.repeat(copies)
+    return {name: torch.cat([each[name] for each in every]) for name in inputs}, targets.repeat(copies)
+
+
+def rows_of(inputs: Inputs, rows: slice) -> Inputs:
+    """Some of the samples."""
+    return map_tensors(inputs, lambda tensor: tensor[rows])
 
 
 def train(
@@ -39,7 +53,7 @@ def train(
     epochs: int,
     learning_rate: float,
     batch_size: int,
-    augment: Augment,
+    augment: Augment | None,
     seed: int,
     checkpoint: Path,
 ) -> None:
@@ -51,13 +65,13 @@ def train(
         epochs: Epochs in all.
         learning_rate: The peak.
         batch_size: Samples a step.
-        augment: What changes a batch's inputs.
+        augment: What changes a batch's inputs, if anything.
         seed: Seed of order and changes.
         checkpoint: File that is written after each epoch, and from which training goes on.
     """
-    inputs, targets = data
+    samples = Data(data, "data")
     network.to(memory_format=torch.channels_last)
-    steps = -(-len(targets) // batch_size)
+    steps = -(-len(samples) // batch_size)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
@@ -70,11 +84,13 @@ def train(
     network.train()
     for epoch in range(first, epochs):
         generator = torch.Generator().manual_seed(1000 * seed + epoch)
-        for rows in torch.randperm(len(targets), generator=generator).split(batch_size):
+        for rows in batches_of_similar_length(samples, batch_size, generator):
             optimizer.zero_grad()
+            inputs, targets = samples.take(rows)
+            batch = without_padding(inputs)
             with torch.autocast("cpu", torch.bfloat16, enabled=_HAS_BFLOAT16):
-                outputs = network(augment(inputs[rows], generator))
-            nn.functional.cross_entropy(outputs.float(), targets[rows], label_smoothing=_SMOOTHING).backward()
+                outputs = call(network, augment(batch, generator) if augment else batch)
+            nn.functional.cross_entropy(outputs.float(), targets, label_smoothing=_SMOOTHING).backward()
             optimizer.step()
             schedule.step()
         written = checkpoint.with_suffix(".part")

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from baseline import Inputs, Split, rows_of
 from scipy.stats import binomtest
-from study import Splits
 from torch import nn
 
-from ray_nascomp.deployment.runtime import make_session, measure_latency
+from ray_nascomp.deployment.runtime import make_session, measure_latency, run_session
 
-BATCHES = (1, 32)
+ROUNDS = {1: 25, 32: 5}
+"""Batch size -> how often both models are timed."""
 THREADS = (1, 2)
 
 
@@ -32,21 +33,21 @@ class Judged:
     figures: dict[str, Any]
 
 
-def judge(content: bytes, splits: Splits, counts: Mapping[str, float]) -> Judged:
+def judge(content: bytes, test: Split, counts: Mapping[str, float]) -> Judged:
     """Runs a file on the test set.
 
     Args:
         content: The ONNX file.
-        splits: The data.
+        test: The test set as the file takes it.
         counts: Its params and macs.
 
     Returns:
         Among the figures: accuracy, and Wilson's interval of 95% for it.
     """
-    inputs, targets = splits.test
-    session = make_session(content)
-    (name,) = (entry.name for entry in session.get_inputs())
-    outputs = [session.run(None, {name: batch.numpy()})[0] for batch in inputs.split(64)]
+    inputs, targets = test
+    session, names = make_session(content), names_of(inputs, content)
+    starts = range(0, len(targets), 64)
+    outputs = [run_session(session, rows_of(inputs, slice(low, low + 64)), names) for low in starts]
     right = np.concatenate(outputs).argmax(1) == targets.numpy()
     low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     figures = {
@@ -60,7 +61,12 @@ def judge(content: bytes, splits: Splits, counts: Mapping[str, float]) -> Judged
     return Judged(content, right, figures)
 
 
-def compare(original: Judged, model: Judged, splits: Splits) -> dict[str, Any]:
+def names_of(inputs: Inputs, content: bytes) -> list[str]:
+    """Names of a file's inputs, in the order of the samples' tensors."""
+    return list(inputs) if isinstance(inputs, Mapping) else [entry.name for entry in make_session(content).get_inputs()]
+
+
+def compare(original: Judged, model: Judged, test: Split) -> dict[str, Any]:
     """Puts a model next to the original.
 
     Returns:
@@ -77,24 +83,25 @@ def compare(original: Judged, model: Judged, splits: Splits) -> dict[str, Any]:
         "won": won,
         "p_value": float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0,
     }
-    return {**figures, **timed(original.content, model.content, splits)}
+    return {**figures, **timed(original.content, model.content, test)}
 
 
 def timed(
-    original: bytes, other: bytes | nn.Module, splits: Splits, milliseconds: str = "ms", speedup: str = "speedup"
+    original: bytes, other: bytes | nn.Module, test: Split, milliseconds: str = "ms", speedup: str = "speedup"
 ) -> dict[str, float]:
-    """Median milliseconds of a model and its speedup, at each batch size and number of threads."""
-    names = [entry.name for entry in make_session(original).get_inputs()]
+    """Median milliseconds of a model and its speedup, at each batch size and number of threads, on the first sample."""
+    sample = rows_of(test[0], slice(1))
+    names = names_of(sample, original)
     figures = {}
-    for batch in BATCHES:
+    for batch, rounds in ROUNDS.items():
         for threads in THREADS:
-            latency = measure_latency(original, other, splits.test[0][:1], names, batch_size=batch, threads=threads)
+            latency = measure_latency(original, other, sample, names, batch_size=batch, threads=threads, rounds=rounds)
             figures[f"{milliseconds}_batch{batch}_threads{threads}"] = latency.compressed_ms
             figures[f"{speedup}_batch{batch}_threads{threads}"] = latency.speedup
     return figures
 
 
-def timed_twice(original: bytes, network: nn.Module, splits: Splits) -> dict[str, float]:
+def timed_twice(original: bytes, network: nn.Module, test: Split) -> dict[str, float]:
     """The original's times in ONNX Runtime and in torch."""
-    in_torch = timed(original, network, splits, "torch_ms", "torch_speedup")
-    return {**timed(original, original, splits), **in_torch}
+    in_torch = timed(original, network, test, "torch_ms", "torch_speedup")
+    return {**timed(original, original, test), **in_torch}

