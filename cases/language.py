@@ -156,9 +156,10 @@ def augment(inputs: Inputs, generator: torch.Generator) -> Inputs:
 
     The teacher says what they are worth (Tang et al. 2019, arXiv 1903.12136).
     """
-    tokens, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    tokens, lengths = inputs["input_ids"], inputs["attention_mask"].sum(1, keepdim=True)
+    places = torch.arange(tokens.shape[1])
     # The first token and the last one mark a sentence's ends.
-    inside = mask & mask.roll(-1, 1) & (torch.arange(LENGTH) > 0)
+    inside = (places > 0) & (places < lengths - 1)
     pool = tokens[inside]
     others = pool[torch.randint(len(pool), tokens.shape, generator=generator)]
     shares = _REPLACED * torch.rand(len(tokens), 1, generator=generator)
@@ -184,7 +185,7 @@ CASE = Case(
         learning_rate=1e-4,
         trials=60,
         minutes=35,
-        trial_epochs=1,
+        trial_epochs=2,
         trial_samples=4000,
         copies=1,
         final_epochs=8,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 CASES = Path(__file__).parents[1] / "cases"
 FOLDER = Path(os.environ.get("RAY_NASCOMP_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -64,3 +66,21 @@ def test_a_quick_study_ends_with_figures_a_report_and_a_table_and_is_not_done_tw
     assert f"{chosen['params']:,}" in text.read_text()
     assert text.read_text().startswith("before")
     assert text.read_text().endswith("after\n")
+
+
+def test_copies_of_sentences_have_some_tokens_of_others_between_their_own_ends(monkeypatch):
+    monkeypatch.syspath_prepend(CASES)
+    augment = importlib.import_module("language").augment
+    lengths = torch.tensor([3, 8, 12, 20] * 500)
+    places = torch.arange(20)
+    tokens = torch.randint(1000, 2000, (2000, 20), generator=torch.Generator().manual_seed(0))
+    tokens[:, 0] = 101
+    tokens[torch.arange(2000), lengths - 1] = 102
+    mask = (places < lengths[:, None]).long()
+    copies = augment({"input_ids": tokens * mask, "attention_mask": mask}, torch.Generator().manual_seed(1))
+    changed = copies["input_ids"] != tokens * mask
+    inside = (places > 0) & (places < lengths[:, None] - 1)
+    assert not changed[~inside].any()
+    assert set(copies["input_ids"][inside].tolist()) <= set(tokens[inside].tolist())
+    assert changed[inside].float().mean() == pytest.approx(0.15, abs=0.01)
+    assert torch.equal(copies["attention_mask"], mask)
