@@ -156,7 +156,7 @@ def test_two_equal_populations_become_the_same():
     assert other[:3] == configs[0][:3]
 
 
-@pytest.mark.parametrize("arguments", [{"goal": "accuracy"}, {"interval": 0}, {"interval": 1.5}])
+@pytest.mark.parametrize("arguments", [{"goal": "accuracy"}, {"interval": 0}, {"max_t": 0}, {"interval": 1.5}])
 def test_mistakes_are_named(arguments):
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         CompressionPBTScheduler(**{"goal": GOAL, "space": SPACE, **arguments})
