@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.tasks.calling import call
@@ -18,15 +20,19 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str]]:
-    """Names of (convolution or linear layer, batch normalisation) where one feeds the other, at every call.
+    """Names of (convolution or linear layer, batch normalisation) where one feeds the other alone, at every call.
+
+    A layer whose output goes elsewhere too (the shortcut of a pre-activation residual network, the
+    concatenation of a dense block), or is changed in place before, is not among them.
 
     Args:
         model: The model; it is run once in evaluation mode.
         example_inputs: Inputs to run it on.
     """
     produced: dict[int, tuple[str, Any]] = {}
+    readers = _Readers()
     calls: Counter[str] = Counter()
-    pairs: Counter[tuple[str, str]] = Counter()
+    matches: list[tuple[str, str, int]] = []
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
@@ -34,6 +40,7 @@ def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str
             def remember(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
                 calls[name] += 1
                 produced[id(output)] = (name, output)
+                readers.counts[id(output)] = 0
 
             handles.append(module.register_forward_hook(remember))
         elif isinstance(module, _NORMS) and module.track_running_stats:
@@ -42,19 +49,33 @@ def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str
                 calls[name] += 1
                 owner = produced.get(id(inputs[0]))
                 if owner is not None:
-                    pairs[owner[0], name] += 1
+                    matches.append((owner[0], name, id(inputs[0])))
 
             handles.append(module.register_forward_pre_hook(match))
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), readers:
             call(model, example_inputs)
     finally:
         for handle in handles:
             handle.remove()
         model.train(training)
+    pairs = Counter((layer, norm) for layer, norm, tensor in matches if readers.counts[tensor] == 1)
     return [(layer, norm) for (layer, norm), count in pairs.items() if count == calls[layer] == calls[norm]]
+
+
+class _Readers(TorchDispatchMode):
+    """How many operators read each tensor, by its id, which a new tensor may have from one that is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.counts.update({id(value) for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)})
+        return function(*args, **kwargs)
 
 
 def fold_batch_norm(model: nn.Module, example_inputs: Any) -> None:
