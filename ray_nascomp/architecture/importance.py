@@ -102,8 +102,11 @@ def _rows(layer: Any) -> Tensor:
 
 
 def _value_norms(model: nn.Module, attention: Attention) -> Tensor:
+    rows = _rows(model.get_submodule(attention.value))
+    if attention.interleaved:
+        return rows.unflatten(0, (attention.heads, 3, -1))[:, 2].flatten(1).norm(dim=1)
     # Where one layer makes keys and values too, the values come last.
-    rows = _rows(model.get_submodule(attention.value))[-attention.kv_heads * attention.head_dim :]
+    rows = rows[-attention.kv_heads * attention.head_dim :]
     return rows.unflatten(0, (attention.kv_heads, -1)).flatten(1).norm(dim=1)
 
 

@@ -20,19 +20,22 @@ from torch import nn
 from ray_nascomp.compression.multihead import SplitAttention
 from ray_nascomp.errors import ConfigError
 
-_HEAD_DIM_NAMES = ("head_dim", "attention_head_size", "key_value_proj_dim")
+_HEAD_DIM_NAMES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 _HEAD_COUNT_NAMES = ("num_attention_heads", "num_heads", "n_heads")
 _WIDTH_NAMES = ("all_head_size", "inner_dim", "split_size")
 HEAD_ATTRIBUTES = frozenset((*_HEAD_DIM_NAMES, *_HEAD_COUNT_NAMES, *_WIDTH_NAMES, "num_key_value_heads"))
 """Names of the numbers of an attention module that tell its heads."""
 _PROJECTIONS = (
     ("query", "key", "value", "output.dense"),
+    ("query", "key", "value", "dense"),
     ("q_lin", "k_lin", "v_lin", "out_lin"),
     ("q_proj", "k_proj", "v_proj", "o_proj"),
     ("q_proj", "k_proj", "v_proj", "out_proj"),
+    ("q_proj", "k_proj", "v_proj", "dense"),
     ("q", "k", "v", "o"),
     ("c_attn", "c_attn", "c_attn", "c_proj"),
     ("q_attn", "c_attn", "c_attn", "c_proj"),
+    ("query_key_value", "query_key_value", "query_key_value", "dense"),
 )
 """Names of the query, key, value and output layers; names with a dot stand beside the module."""
 
@@ -47,10 +50,12 @@ class Attention:
         kv_heads: Number of key and value heads; each serves `heads // kv_heads` query heads.
         head_dim: Channels of a head.
         query: Name of the layer that makes the queries. Where one layer makes queries, keys and
-            values (GPT-2), it is the name of all three.
+            values (GPT-2, GPT-NeoX), it is the name of all three.
         key: Name of the layer that makes the keys.
         value: Name of the layer that makes the values.
         output: Name of the layer that the heads' outputs go into.
+        interleaved: Whether such a layer gives each head's query, key and value next to each other
+            (GPT-NeoX) rather than all queries before all keys and values (GPT-2).
         position_bias: Name of an embedding with one column a head (T5), or None.
         coupled: Further attentions that lose the same heads as this one: T5 computes its
             position bias once for all layers of a stack.
@@ -64,6 +69,7 @@ class Attention:
     key: str
     value: str
     output: str
+    interleaved: bool = False
     position_bias: str | None = None
     coupled: tuple[Attention, ...] = ()
 
@@ -89,6 +95,9 @@ class Attention:
         chosen = sorted(units)
         rows: dict[str, list[int]] = {}
         for member in self.members:
+            if member.interleaved:
+                rows[member.query] = _blocks(chosen, 3 * self.head_dim)
+                continue
             offset: dict[str, int] = {}
             for layer, size, heads in (
                 (member.query, member._unit_width, self.heads),
@@ -114,8 +123,8 @@ def find_attentions(model: nn.Module) -> tuple[Attention, ...]:
     """The model's attentions in its own order; of coupled ones the first, which names the others.
 
     Found are modules that go through the attention interface of `transformers` with separate
-    layers for queries, keys and values, or GPT-2's fused one: BERT, RoBERTa, DistilBERT, ViT,
-    Wav2Vec2, Whisper, BART, T5, GPT-2, Llama, Mistral, Qwen and their like, and what
+    layers for queries, keys and values, or a fused one: BERT, RoBERTa, DistilBERT, ALBERT, ViT,
+    Wav2Vec2, Whisper, BART, T5, GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Phi and their like, and what
     `multihead.split_attentions` puts in the place of `nn.MultiheadAttention`. A module with
     further parameters for each head is left out, as nothing is known of what they do.
     """
@@ -224,6 +233,7 @@ def _attention(model: nn.Module, name: str, module: nn.Module) -> Attention | No
     bias = f"{name}.relative_attention_bias"
     owned = {layer.removeprefix(f"{name}.") for layer in layers}
     owned |= {f"{layer}.{child}" for layer in owned for child, _ in _submodule_children(module, layer)}
+    owned |= {"LayerNorm"} if "dense" in owned else set()  # ALBERT's comes after the output layer.
     has_bias = getattr(module, "has_relative_attention_bias", False)
     for parameter_name, parameter in module.named_parameters():
         owner = parameter_name.rpartition(".")[0]
@@ -233,9 +243,11 @@ def _attention(model: nn.Module, name: str, module: nn.Module) -> Attention | No
             and parameter.numel() != head_dim
         ):
             return None
+    interleaved = query.endswith("query_key_value")
+    position_bias = bias if has_bias else None
     query, key, value = (_factor(model, layer, -1) for layer in (query, key, value))
     output = _factor(model, output, 0)
-    return Attention(name, heads, kv_heads, head_dim, query, key, value, output, bias if has_bias else None)
+    return Attention(name, heads, kv_heads, head_dim, query, key, value, output, interleaved, position_bias)
 
 
 def _projections(model: nn.Module, name: str, module: nn.Module) -> tuple[str, str, str, str] | None:

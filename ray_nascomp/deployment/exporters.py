@@ -152,15 +152,19 @@ def _ready(model: nn.Module, attention: str | None) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch's exporters warn about their own deprecation and print progress; none of it is the user's."""
+    """Torch's exporters warn of their own deprecation, print progress and failed graphs; none of it is the user's."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    # The TorchScript exporter switches its log of graphs on by itself, whatever it is told.
+    log_graph = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *_: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch._C._jit_onnx_log = log_graph
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

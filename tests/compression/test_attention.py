@@ -117,3 +117,33 @@ def test_impossible_removals_are_refused() -> None:
         remove_heads(model, attention, [4])
     with pytest.raises(ConfigError, match="one has to stay"):
         remove_heads(model, attention, range(4))
+
+
+def test_fused_interleaved_and_shared_attentions_lose_whole_heads() -> None:
+    import transformers
+
+    sizes = {"hidden_size": 60, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 40}
+    tokens = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    for name, changes, count in (
+        ("GPTNeoX", {}, 2),
+        ("Phi", {"num_key_value_heads": 3, "qk_layernorm": True, "partial_rotary_factor": 0.4}, 2),
+        ("Albert", {"embedding_size": 12}, 1),
+    ):
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{name}Config")(vocab_size=50, **sizes, **changes)
+        model = getattr(transformers, f"{name}Model")(config).eval()
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        attentions = find_attentions(model)
+        assert [(found.heads, found.head_dim) for found in attentions] == [(6, 10)] * count
+        small = copy.deepcopy(model)
+        with torch.no_grad():
+            original = model(tokens).last_hidden_state
+            for found in attentions:
+                remove_heads(small, found, [1])
+                width = 10 * found.heads // found.units
+                model.get_submodule(found.output).weight[:, width : 2 * width] = 0
+            expected = model(tokens).last_hidden_state
+            assert (original - expected).abs().max() > 1e-2
+            torch.testing.assert_close(small(tokens).last_hidden_state, expected, rtol=0, atol=1e-5)

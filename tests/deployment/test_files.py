@@ -115,6 +115,17 @@ def test_models_that_cannot_be_exported_say_why():
         export_onnx(broken, INPUTS[:2], ("x",))
 
 
+def test_attempts_that_fail_print_nothing(capfd):
+    class Bessel(torch.nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x.flatten(1))
+
+    with pytest.raises(ExportError, match="bessel_j0"):
+        export_onnx(Bessel(), INPUTS[:2], ("x",))
+    printed = capfd.readouterr()
+    assert "graph(" not in printed.out + printed.err
+
+
 def test_latency_is_a_ratio_of_two_medians_taken_in_turn():
     content = compact(export_onnx(NETWORKS["plain"](), INPUTS[:2], ("x",)))
     latency = compare_latency(make_session(content), make_session(content), INPUTS[:1], ("x",), rounds=9)
