@@ -78,6 +78,8 @@ class CostTable:
         self._kernel = np.array([math.prod(shape[2:]) for shape in shapes], float)
         self._bias = np.array([layer.bias for layer in layers], float)
         self._file_bias = np.array([layer.bias or layer.name in folded for layer in layers], float)
+        # The mean and the variance of a batch normalisation are no parameters, but stand in the file.
+        self._file_statistics = np.where(kinds == "batch_norm", 2.0, 0.0)
         self._fixed = np.array([layer.fixed_params for layer in layers], float)
         multiplies = np.array([layer.is_compressible or layer.kind == "recurrent" for layer in layers])
         self._positions = np.array([layer.positions for layer in layers], float)
@@ -168,7 +170,8 @@ class CostTable:
         quantized = self._is_quantizable & (bits < 32)
         # The second factor of an embedding is a linear layer.
         mapped = low & self._is_embedding
-        file = np.where(self._merges, 0, (weights + self._fixed + out * self._file_bias) * _FLOAT_BYTES)
+        beside_weights = out * (self._file_bias + self._file_statistics)
+        file = np.where(self._merges, 0, (weights + self._fixed + beside_weights) * _FLOAT_BYTES)
         small = weights + self._fixed + self._files.recurrent()
         file = np.where(self._is_recurrent & quantized, small, file)
         sides = np.where(low, rank_out, out), np.where(low, rank_in, inputs)

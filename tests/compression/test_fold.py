@@ -36,7 +36,23 @@ def changed_in_place() -> nn.Module:
     )  # fmt: skip
 
 
+class Temporaries(nn.Module):
+    """Between its layers tensors come and go, and later ones get their places in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4 if number else 1, 4, 3, padding=1) for number in range(16))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(16))
+
+    def forward(self, x):
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = torch.relu(norm(conv(x)) * 0.5 + 0.1)
+            x = x + x.mean((2, 3), keepdim=True)
+        return x.mean((2, 3))
+
+
 NETWORKS = {
+    "temporaries": (Temporaries, [(f"convs.{number}", f"norms.{number}") for number in range(16)]),
     "residual": (lambda: PreActivation(concatenates=False), [("conv", "last")]),
     "dense": (lambda: PreActivation(concatenates=True), [("conv", "last")]),
     "in place": (changed_in_place, [("3", "5")]),
@@ -76,3 +92,17 @@ def test_files_of_networks_whose_norms_stay_do_what_the_networks_do(kind, tmp_pa
         found = torch.tensor(session.run(None, {session.get_inputs()[0].name: INPUTS.numpy()})[0])
         expected = network(INPUTS).detach()
         assert (found - expected).norm() < tolerance * expected.norm()
+
+
+def test_bytes_of_norms_that_stay_shrink_with_what_they_norm():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 64, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(64 * 36, 3)
+    )
+    nn.init.normal_(network[2].running_mean)
+    nn.init.uniform_(network[2].running_var, 0.2, 3.0)
+    data = (INPUTS.repeat(4, 1, 1, 1), torch.tensor([0, 1, 2, 1] * 4))
+    task = nc.Task(network.eval(), data, data)
+    config = {"prune": {"sparsity": 0.9}}
+    size = len(nc.compress(task, config, epochs=0).artifact.content)
+    assert nc.CostModel(task)(config)["size_mb"] * 1e6 == pytest.approx(size, rel=0.01)
