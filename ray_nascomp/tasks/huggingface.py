@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.tasks.base import Metric, Task
@@ -307,26 +306,14 @@ def _load(model: Any, kind: Kind, names: list[str] | None) -> Any:
                 f"model: a {type(model).__name__} is not a model of transformers; nc.Task takes any module"
             )
         # Model and config are changed below and in `__init__`, and they are the user's.
-        changes_model = getattr(model.config, "use_cache", False) or any(map(is_parametrized, model.modules()))
-        return _without_parametrizations(copy.deepcopy(model)) if changes_model else model
+        return copy.deepcopy(model) if getattr(model.config, "use_cache", False) else model
     config = transformers.AutoConfig.from_pretrained(str(model))
     changes: dict[str, Any] = {}
     if names is not None and not set(names) <= set(config.label2id):
         changes = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     network = getattr(transformers, kind.auto_class).from_pretrained(str(model), **changes)
-    return _without_parametrizations(network.eval())
-
-
-def _without_parametrizations(model: nn.Module) -> nn.Module:
-    """The model with plain weights: parametrized ones (Wav2Vec2's weight norm) cannot travel to workers."""
-    for module in list(model.modules()):
-        if is_parametrized(module):
-            # A copy shares its class with the original, and removal changes the class.
-            shared = type(module)
-            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                remove_parametrizations(module, name)
-    return model
+    loaded: nn.Module = network.eval()
+    return loaded
 
 
 def _label_ids(config: Any, names: list[str] | None) -> dict[str, int]:

@@ -50,3 +50,16 @@ def test_a_block_that_is_called_again_and_again_has_integers_and_fewer_channels(
     step = nc.compress(task, config, epochs=0)
     assert step.metrics["size_ratio"] > 1.8
     assert step.metrics["params"] < 0.6 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_parametrized_layer_has_integers_and_the_model_keeps_its_parametrization():
+    from torch.nn.utils.parametrizations import weight_norm
+    from torch.nn.utils.parametrize import is_parametrized
+
+    torch.manual_seed(0)
+    network = nn.Sequential(weight_norm(nn.Conv1d(6, 6, 5, groups=2), dim=2), nn.Flatten(), nn.Linear(24, 3)).eval()
+    data = (torch.randn(16, 6, 8), torch.arange(16) % 3)
+    step = nc.compress(nc.Task(network, data, data), {"quantize": {"bits": 8}}, epochs=0)
+    assert step.metrics["export_error"] < 0.03
+    assert b"0.weight_q" in step.artifact.content
+    assert is_parametrized(network[0])

@@ -131,12 +131,16 @@ def test_a_model_that_branches_on_its_inputs_is_refused():
         nc.compress(task, {}, epochs=0)
 
 
-def test_a_weight_normalised_layer_is_left_whole():
+def test_a_weight_normalised_layer_is_pruned_as_a_plain_one():
     network = BiasedNet()
+    plain = sum(parameter.numel() for parameter in network.parameters())
     nn.utils.parametrizations.weight_norm(network[0])
     task = nc.Task(network, DATA, DATA)
-    assert task.spec.prunable_groups == ()
-    assert nc.CostModel(task)({})["params"] == sum(parameter.numel() for parameter in network.parameters())
+    assert [group.name for group in task.spec.prunable_groups] == ["0"]
+    assert nc.CostModel(task)({})["params"] == plain
+    step = nc.compress(task, {"prune": {"sparsity": 0.5}}, epochs=0)
+    assert step.metrics["params"] < 0.6 * plain
+    assert step.metrics["export_error"] < 1e-5
 
 
 def test_targets_that_do_not_fit_are_refused():
