@@ -112,7 +112,7 @@ def main() -> None:
     seeds = range(*arguments.seeds)
     if not arguments.render:
         if arguments.suite == "speed":
-            _write("search_speed", measure_speed(arguments.searchers))
+            _write("search_speed", {**_read("search_speed", {}), **measure_speed(arguments.searchers)})
         else:
             suite = compare if arguments.suite == "quality" else compare_constrained
             suite(problems, arguments.searchers, seeds, arguments.trials)

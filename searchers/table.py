@@ -21,6 +21,7 @@ class ObservationTable:
         self._rows = np.empty((64, self._ends[-1] + 4))
         self._known = np.empty((0, 0))
         self._length = 0
+        self._final: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self._length
@@ -47,6 +48,7 @@ class ObservationTable:
             self._known = grown
         self._known[self._length, : len(known)] = known
         self._length += 1
+        self._final = None
 
     @property
     def known(self) -> np.ndarray:
@@ -76,10 +78,12 @@ class ObservationTable:
     @property
     def final(self) -> np.ndarray:
         """Positions of completed observations that say they are final, or are as long as the longest."""
-        completed = self._flag(_COMPLETED) > 0
-        fidelity = self._flag(_FIDELITY)
-        longest = fidelity[completed].max(initial=0)
-        return np.flatnonzero(completed & ((self._flag(_FINAL) > 0) | (fidelity >= longest)))
+        if self._final is None:
+            completed = self._flag(_COMPLETED) > 0
+            fidelity = self._flag(_FIDELITY)
+            longest = fidelity[completed].max(initial=0)
+            self._final = np.flatnonzero(completed & ((self._flag(_FINAL) > 0) | (fidelity >= longest)))
+        return self._final
 
     def _flag(self, index: int) -> np.ndarray:
         return self._rows[: self._length, self._ends[2] + index]
