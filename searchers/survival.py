@@ -26,7 +26,7 @@ def nsga2(losses: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:
     rank = ranks(losses, violations)
     # Of a long search most results rank below all that stay.
     near = np.flatnonzero(rank <= np.sort(rank)[:count][-1])
-    return near[best_first(losses[near], violations[near])][:count]
+    return np.asarray(near[best_first(losses[near], violations[near])][:count])
 
 
 def nsga3(losses: np.ndarray, violations: np.ndarray, count: int) -> np.ndarray:
