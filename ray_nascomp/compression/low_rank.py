@@ -57,8 +57,12 @@ class Factorised(nn.Sequential):
 
     @property
     def weight(self) -> Tensor:
-        """An embedding's table, multiplied out; of other layers the last factor, for its type and device."""
-        return self.dense_weight() if isinstance(self[0], nn.Embedding) else cast(Tensor, self[-1].weight)
+        """An embedding's table, multiplied out; of other layers the last factor's, for its type and device."""
+        if isinstance(self[0], nn.Embedding):
+            return self.dense_weight()
+        # Where its inputs are smoothed, the last factor is a sequence that ends with a layer.
+        last = [module for module in self[-1].modules() if hasattr(module, "weight")][-1]
+        return cast(Tensor, last.weight)
 
     def dense_weight(self) -> Tensor:
         """The weight that the factors stand for, of the original's shape."""

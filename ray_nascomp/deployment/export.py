@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import torch
@@ -75,7 +76,7 @@ def export_onnx(model: nn.Module, example_inputs: Any, input_names: tuple[str, .
                 raise
             except Exception as error:
                 _templates.fails(_build(exporter, model, axes))
-                failures.append(f"{exporter}: {type(error).__name__}: {str(error)[:300]}")
+                failures.append(f"{exporter}: {type(error).__name__}: {click.unstyle(str(error))[:300]}")
             else:
                 _worked[kind] = (exporter, is_open)
                 return proto

@@ -17,6 +17,7 @@ from ray_nascomp.compression.low_rank import (
     rank_for_energy,
     spectra,
 )
+from ray_nascomp.compression.smooth import Scale
 from ray_nascomp.costs.factor_shapes import factor_params, factor_shapes, max_rank, ranks_of_conv
 from ray_nascomp.errors import ConfigError
 
@@ -50,6 +51,12 @@ LAYERS = {
     ),
     "stem": (lambda: nn.Conv2d(1, 8, 3, bias=False), lambda: torch.randn(2, 1, 8, 8, generator=generator())),
 }
+
+
+def test_the_type_of_a_layer_whose_last_factor_is_smoothed_can_be_asked_for():
+    layer = Factorised(nn.Linear(8, 6), [nn.Linear(8, 2, bias=False), nn.Linear(2, 6)])
+    layer[1] = nn.Sequential(Scale(torch.ones(2)), layer[1])
+    assert layer.weight is layer[1][1].weight
 
 
 @pytest.mark.parametrize("kind", LAYERS)
