@@ -87,7 +87,12 @@ def main() -> None:
     report = results.report(output / "report.html")
 
     console.rule("4. The chosen model, trained to the end and judged on digits that the search never saw")
-    chosen = results.best("accuracy")
+    try:
+        chosen = results.best("accuracy")
+    except nc.ConfigError as error:  # With a few trials none may be good enough.
+        console.print(str(error))
+        completed = [trial for trial in results.trials if trial.status == "completed"]
+        chosen = results.trial(min(completed, key=lambda trial: goal.violation(trial.metrics)).trial_id)
     console.print(f"trial {chosen.trial_id}: {json.dumps(chosen.config)}", soft_wrap=True)
     final = chosen.refine(arguments.refine, folder=output / "refined")
     measured = final.evaluate()
