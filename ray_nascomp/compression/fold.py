@@ -12,11 +12,11 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ray_nascomp.compression.patches import CONVOLUTIONS
 from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.tasks.calling import call
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str]]:
@@ -35,7 +35,7 @@ def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str
     matches: list[tuple[str, str, int]] = []
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
 
             def remember(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
                 calls[name] += 1

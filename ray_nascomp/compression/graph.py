@@ -15,6 +15,7 @@ import torch_pruning as tp
 from torch import nn
 
 from ray_nascomp.compression.attention import Attention
+from ray_nascomp.compression.patches import CONVOLUTIONS
 from ray_nascomp.compression.stand_ins import remove_inputs, standing_in
 from ray_nascomp.errors import UntraceableModelError
 from ray_nascomp.model_spec import GroupSpec
@@ -121,7 +122,7 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
                 continue
             pruner = traced.graph.get_pruner_of_module(module)
             depthwise = _is_depthwise(module)
-            if isinstance(module, _CONVOLUTIONS) and module.groups > 1 and not depthwise:
+            if isinstance(module, CONVOLUTIONS) and module.groups > 1 and not depthwise:
                 regular = False
             if dependency.handler == pruner.prune_in_channels and not depthwise and isinstance(module, _PRODUCERS):
                 consumers[name] = consumers.get(name, 0) + len(indices)
@@ -160,11 +161,8 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
     )
 
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
 def _is_depthwise(module: Any) -> bool:
-    return isinstance(module, _CONVOLUTIONS) and module.groups > 1 and module.groups == module.out_channels
+    return isinstance(module, CONVOLUTIONS) and module.groups > 1 and module.groups == module.out_channels
 
 
 def modules_with_tied_weights(model: nn.Module) -> set[nn.Module]:

@@ -26,6 +26,7 @@ from ray_nascomp.compression.decomposition import (
     weigh_tokens,
 )
 from ray_nascomp.compression.graph import modules_with_tied_weights
+from ray_nascomp.compression.patches import CONVOLUTIONS
 from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.costs.factor_shapes import max_rank, ranks_of_conv
 from ray_nascomp.errors import ConfigError
@@ -33,7 +34,6 @@ from ray_nascomp.model_spec import LayerKind
 from ray_nascomp.tasks.calling import call as call_model
 from ray_nascomp.tasks.calling import device_of, map_tensors
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TABLE = ("padding_idx", "num_embeddings")
 
 
@@ -106,7 +106,7 @@ def _kind(module: nn.Module) -> LayerKind | None:
         return "linear"
     if type(module) is nn.Embedding and module.max_norm is None:
         return "embedding"
-    if type(module) in _CONVOLUTIONS and cast(nn.Conv2d, module).groups == 1:
+    if type(module) in CONVOLUTIONS and cast(nn.Conv2d, module).groups == 1:
         return "conv"
     return None
 
@@ -288,7 +288,7 @@ def _layers(layer: nn.Module, weights: list[Tensor]) -> list[nn.Module]:
         made: Any
         # On no device nothing is drawn from torch's global generator.
         with torch.device("meta"):
-            if isinstance(layer, _CONVOLUTIONS):
+            if isinstance(layer, CONVOLUTIONS):
                 geometry = ("stride", "padding", "dilation", "padding_mode") if index == core else ()
                 options: dict[str, Any] = {name: getattr(layer, name) for name in geometry}
                 convolution: Any = type(layer)

@@ -119,7 +119,7 @@ class Resolver:
         return spectra(model, layers, input_covariances(model, layers, task.calibration_batches()))
 
     def _task(self) -> Task:
-        from ray_nascomp.tasks.base import find_task
+        from ray_nascomp.tasks.known import find_task
 
         task = find_task(self._fingerprint)
         if task is None:

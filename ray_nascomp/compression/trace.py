@@ -17,6 +17,7 @@ from ray_nascomp.compression.attention import Attention, find_attentions
 from ray_nascomp.compression.fold import foldable_pairs
 from ray_nascomp.compression.graph import ChannelGraph, build_graph, modules_with_tied_weights
 from ray_nascomp.compression.low_rank import factorisable_layers
+from ray_nascomp.compression.patches import CONVOLUTIONS
 from ray_nascomp.compression.plain_layers import use_plain_layers
 from ray_nascomp.errors import UntraceableModelError
 from ray_nascomp.model_spec import GroupSpec, LayerKind, LayerSpec, ModelSpec
@@ -112,7 +113,7 @@ class _Run:
                     return
                 channels = weight.shape[-1] if isinstance(module, nn.Embedding) else weight.shape[0]
                 count = output.numel() // channels
-                if isinstance(module, _CONVOLUTIONS):
+                if isinstance(module, CONVOLUTIONS):
                     within = inputs[0].numel() // module.in_channels // self._samples
                     self.in_positions[name] = self.in_positions.get(name, 0) + within
             self.positions[name] = self.positions.get(name, 0) + count // self._samples
@@ -120,12 +121,9 @@ class _Run:
         return hook
 
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
 def _is_layer(module: nn.Module) -> bool:
     """Whether it computes by itself; a derived convolution may hold what pads its inputs."""
-    return isinstance(module, (*_CONVOLUTIONS, nn.Linear)) or next(module.children(), None) is None
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear)) or next(module.children(), None) is None
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_arguments: Any, **_keywords: Any) -> int:
@@ -202,7 +200,7 @@ def _layer(name: str, module: nn.Module, positions: int) -> LayerSpec:
         rows = sum(p.shape[0] for n, p in module.named_parameters() if n.startswith("weight_ih_l0"))
         shape = (rows, module.input_size)
         return LayerSpec(name, "recurrent", shape, False, positions, params - math.prod(shape))
-    if isinstance(module, _CONVOLUTIONS):
+    if isinstance(module, CONVOLUTIONS):
         depthwise = module.groups > 1 and module.groups == module.in_channels == module.out_channels
         kind = "depthwise_conv" if depthwise else "conv"
     elif isinstance(module, nn.Linear):

@@ -6,6 +6,9 @@ from typing import Any
 
 import onnx
 
+_MOST = 64
+"""Numbers that a folded constant may have: weights stay as they are."""
+
 
 def fold_padding(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The graph without the Pad nodes that a convolution can do the work of.
@@ -22,10 +25,6 @@ def fold_padding(proto: onnx.ModelProto) -> onnx.ModelProto:
     # How wide the margin is comes as a chain of nodes on constants.
     optimizer.fold_constants(model, should_fold=_should_fold, output_size_limit=_MOST)
     return onnx_ir.to_proto(rewriter.rewrite(model, pattern_rewrite_rules=[fuse_pad_into_conv_rule]))
-
-
-_MOST = 64
-"""Numbers that a folded constant may have: weights stay as they are."""
 
 
 def _should_fold(node: Any) -> bool | None:

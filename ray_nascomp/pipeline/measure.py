@@ -25,6 +25,8 @@ from ray_nascomp.tasks.data import Data
 
 _MAX_ERROR = 0.1
 """Largest relative difference (L2) of a file's outputs from the simulated model's, unless rounding does more."""
+_MOST_OF_NOISE = 1.5
+"""Two independent errors of one size differ by its square root of two."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,6 @@ class Baseline:
     content: bytes = field(repr=False)
     session: onnxruntime.InferenceSession
 
-
-_MOST_OF_NOISE = 1.5
-"""Two independent errors of one size differ by its square root of two."""
 
 _baselines: weakref.WeakKeyDictionary[Task, Baseline] = weakref.WeakKeyDictionary()
 _timers: weakref.WeakKeyDictionary[Task, Timer] = weakref.WeakKeyDictionary()

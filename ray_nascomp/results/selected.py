@@ -211,7 +211,7 @@ class SelectedModel:
         return layers_figure(self.layers())
 
     def _task(self, task: Task | None) -> Task:
-        from ray_nascomp.tasks.base import find_task
+        from ray_nascomp.tasks.known import find_task
 
         fingerprint = str(self.metrics.get("task", ""))
         found = task or find_task(fingerprint)

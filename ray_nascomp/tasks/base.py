@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import math
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +21,7 @@ from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.space import Space
 from ray_nascomp.tasks.calling import call, device_of, map_tensors
 from ray_nascomp.tasks.data import Batch, Data
+from ray_nascomp.tasks.known import note_copy, note_task
 from ray_nascomp.tasks.padding import (
     batches_of_similar_length,
     ignores_padding,
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 Metric = Callable[[Tensor, Tensor], float]
 _CALIBRATION_SAMPLES = 512
 _SMALL_MODEL = 5_000_000
-_alive: list[weakref.ref[Task]] = []
-"""All tasks of this process; of those with one fingerprint the last is the one that is meant."""
 
 
 class Task:
@@ -118,10 +116,7 @@ class Task:
                 f"original: its metric is {original.metric!r} ({original.mode}); {self.metric!r} ({mode}) is needed"
             )
         self.original = original
-        self._register()
-
-    def _register(self) -> None:
-        _alive.append(weakref.ref(self, _alive.remove))
+        note_task(self)
 
     def _read_architecture(self) -> None:
         # Conditions name their dimension by its place in the whole space, which begins with the stage.
@@ -367,7 +362,7 @@ class Task:
         # What users have registered goes where their task goes.
         registry.install(state.pop("registered"))
         self.__dict__.update(state)
-        _alive.insert(0, weakref.ref(self, _alive.remove))
+        note_copy(self)
 
     def with_changes(self, **changes: Any) -> Self:
         """A task like this one but for some attributes.
@@ -383,7 +378,7 @@ class Task:
         for name, value in changes.items():
             setattr(task, name, value)
         task._read_architecture()
-        task._register()
+        note_task(task)
         return task
 
     def architecture_key(self, architecture: Mapping[str, Any]) -> str:
@@ -391,12 +386,6 @@ class Task:
         if not architecture or self._architecture_space is None:
             return ""
         return json.dumps(self._canonical(architecture), sort_keys=True, default=str)
-
-
-def find_task(fingerprint: str) -> Task | None:
-    """The task of this process with a fingerprint, if it is still in use."""
-    tasks = [task for reference in _alive if (task := reference()) is not None]
-    return next((task for task in reversed(tasks) if task.fingerprint == fingerprint), None)
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> float:

@@ -11,8 +11,8 @@ from transformer_families import make
 
 import ray_nascomp as nc
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.tasks.base import find_task
 from ray_nascomp.tasks.huggingface_kinds import CtcLoss, TokenErrorRate, edit_distance, perplexity, span_f1
+from ray_nascomp.tasks.known import find_task
 from ray_nascomp.tasks.transport import pack, unpack
 
 WORDS = [

@@ -1,0 +1,28 @@
+"""The tasks of this process, by what they hold."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray_nascomp.tasks.base import Task
+
+_alive: list[weakref.ref[Task]] = []
+"""Of tasks with one fingerprint the last is the one that is meant."""
+
+
+def note_task(task: Task) -> None:
+    """Takes in a task that the user has made."""
+    _alive.append(weakref.ref(task, _alive.remove))
+
+
+def note_copy(task: Task) -> None:
+    """Takes in a task that has travelled here: any other with its fingerprint is meant before it."""
+    _alive.insert(0, weakref.ref(task, _alive.remove))
+
+
+def find_task(fingerprint: str) -> Task | None:
+    """The task of this process with a fingerprint, if it is still in use."""
+    tasks = [task for reference in _alive if (task := reference()) is not None]
+    return next((task for task in reversed(tasks) if task.fingerprint == fingerprint), None)
