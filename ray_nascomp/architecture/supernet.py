@@ -20,11 +20,11 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ray_nascomp.architecture.saved_supernet import load_supernet, save_supernet
 from ray_nascomp.architecture.shared_weights import SharedNetwork, SharedWeights, rebased
 from ray_nascomp.compression.batch_norm import reestimate_batch_norm
+from ray_nascomp.compression.distill import distillation_loss
 from ray_nascomp.errors import ConfigError, NonFiniteModelError
 from ray_nascomp.space import Space
 from ray_nascomp.space.dimensions import Dimension
@@ -168,19 +168,10 @@ def _sandwich(task: Task, networks: list[SharedNetwork], batch: Batch, device: t
         loss = task.loss(outputs, targets)
         seen.append(loss.item())
         if teacher is not None:
-            loss = _distance(outputs, teacher)
+            loss = distillation_loss(outputs, teacher, targets)
         (loss / len(networks)).backward()  # A mean, so that clipping does not depend on their number.
         teacher = outputs.detach() if teacher is None else teacher
     return seen[0], seen[1]
-
-
-def _distance(outputs: Tensor, teacher: Tensor) -> Tensor:
-    """Divergence from the teacher's classes; the squared difference where an output is a single number."""
-    classes = outputs.shape[-1]
-    if classes == 1 or outputs.dim() == 1:
-        return functional.mse_loss(outputs, teacher)
-    student, target = (functional.log_softmax(logits.reshape(-1, classes), -1) for logits in (outputs, teacher))
-    return functional.kl_div(student, target, reduction="batchmean", log_target=True)
 
 
 def _extreme(space: Space, choose: Callable[..., Any], rng: np.random.Generator) -> dict[str, Any]:

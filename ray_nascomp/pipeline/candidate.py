@@ -31,6 +31,9 @@ from ray_nascomp.tasks.base import Task
 if TYPE_CHECKING:
     from ray_nascomp.pipeline.reuse import Reuse
 
+_MOMENTUM = 0.1
+"""Torch's default."""
+
 
 @dataclass
 class Candidate:
@@ -90,9 +93,12 @@ class Candidate:
 
 
 def train_all(network: nn.Module) -> None:
-    """Lets all of the network be trained, whatever was frozen in the task's own."""
+    """Lets all of the network be trained, whatever was frozen in the task's own; statistics of batches too."""
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum == 0:
+            module.momentum = _MOMENTUM
 
 
 def make_candidate(

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ray_nascomp.compression.denoise import noised
+from ray_nascomp.compression.distill import distillation_loss
+from ray_nascomp.errors import NonFiniteModelError
 from ray_nascomp.nni_adapter.distillation import LayerwiseDistillation
 from ray_nascomp.nni_adapter.evaluator import TrainingStep, to_device, weight_of
-from ray_nascomp.plan import DistillStage, FinetuneStage
+from ray_nascomp.plan import FinetuneStage
 from ray_nascomp.tasks.base import Task
 from ray_nascomp.tasks.calling import call
 from ray_nascomp.tasks.data import Batch
@@ -83,6 +84,9 @@ class Trainer:
             optimizer: Its optimizer.
             epoch: Which epoch this is, from 0.
             step: Function (batch, network) -> loss; `loss` if absent.
+
+        Raises:
+            NonFiniteModelError: If a parameter is not finite any more.
         """
         step = step or self.loss
         seed = (self._seed + epoch) % 2**31
@@ -113,6 +117,8 @@ class Trainer:
                     for name, mask in self.masks.items():
                         weights[name].mul_(mask.to(weights[name].device))
         self._indices = None
+        if not all(parameter.isfinite().all() for parameter in ordered):
+            raise NonFiniteModelError(f"training diverged in epoch {epoch + 1}; try a lower finetune/lr")
 
     def loss(self, batch: Batch, network: nn.Module) -> Tensor:
         """The task's loss, mixed with the distillation loss."""
@@ -127,7 +133,7 @@ class Trainer:
         if self._teacher is None:
             return loss
         teacher = self._teacher.outputs(clean, self._indices).to(outputs.device)
-        taught = distillation_loss(outputs.float(), teacher, distill)
+        taught = distillation_loss(outputs.float(), teacher, targets, distill.temperature)
         if self._layerwise is not None:
             taught = taught + self._layerwise.loss(clean)
         return (1 - distill.weight) * loss + distill.weight * taught
@@ -155,21 +161,6 @@ def _mixed_precision(device: torch.device) -> torch.autocast:
     """Sums in bfloat16 on a GPU that has it: its range is float32's, so no loss has to be scaled."""
     has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_it)
-
-
-def distillation_loss(outputs: Tensor, teacher: Tensor, distill: DistillStage) -> Tensor:
-    """Divergence of softened outputs from a teacher's (Hinton et al. 2015, arXiv 1503.02531).
-
-    Args:
-        outputs: The student's logits, shape `(..., classes)`.
-        teacher: The teacher's logits, the same shape.
-        distill: The temperature.
-    """
-    temperature = distill.temperature
-    classes = outputs.shape[-1]
-    student = functional.log_softmax(outputs.reshape(-1, classes) / temperature, dim=-1)
-    target = functional.log_softmax(teacher.reshape(-1, classes) / temperature, dim=-1)
-    return functional.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
 
 
 class _Teacher:

@@ -178,3 +178,35 @@ def test_channels_are_left_in_multiples_where_asked():
     assert costs.canonical({"prune": {"sparsity": 0.45, "round_to": 8}}) == costs.canonical(
         {"prune": {"sparsity": 0.5, "round_to": 8}}
     )
+
+
+def test_statistics_that_never_move_are_trained_with_the_rest():
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 8), nn.ReLU(), nn.BatchNorm2d(8, momentum=0.0), nn.Flatten(), nn.Linear(512, 10))
+    run = nc.compress(nc.Task(model, DATA, DATA), {"finetune": {"lr": 1e-2}}, epochs=2).run
+    norm = run.candidate.network[2]
+    assert norm.momentum == 0.1
+    assert (norm.running_mean - model[2].running_mean).abs().min() > 1e-3
+    assert model[2].momentum == 0.0
+
+
+class MagnitudeNet(nn.Module):
+    """Where a magnitude is zero its square root has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectrum, self.head = nn.Linear(192, 32, bias=False), nn.Linear(16, 10)
+
+    def forward(self, x):
+        real, imaginary = self.spectrum(x.flatten(1)).chunk(2, 1)
+        return self.head((real.square() + imaginary.square()).sqrt())
+
+
+@pytest.mark.parametrize("quantize", [{}, {"method": "ptq", "bits": 8}, {"method": "qat", "bits": 8, "start": 0}])
+def test_training_that_diverges_is_infeasible(quantize):
+    inputs = INPUTS.clone()
+    inputs[5] = 0
+    task = nc.Task(MagnitudeNet(), (inputs, DATA[1]), DATA)
+    metrics = nc.compress(task, {"quantize": quantize}, epochs=2).metrics
+    assert not metrics["feasible"]
+    assert metrics["reason"] == "training diverged in epoch 1; try a lower finetune/lr"
