@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -128,7 +129,18 @@ def _dynamo(
         verbose=False,
     )
     assert program is not None
+    if any(isinstance(module, nn.RNNBase) for module in wrapper.modules()):
+        _join_gates(program.model)
     return program.model_proto
+
+
+def _join_gates(model: Any) -> None:
+    """Makes one constant of a recurrent layer's weights; this exporter leaves large ones in pieces."""
+    from onnxscript import optimizer
+
+    unlimited = sys.maxsize
+    optimizer.fold_constants(model, input_size_limit=unlimited, output_size_limit=unlimited)
+    optimizer.remove_unused_nodes(model)
 
 
 @contextmanager

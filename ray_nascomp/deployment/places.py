@@ -46,7 +46,7 @@ def places_of(graph: onnx.GraphProto, network: nn.Module, layers: Iterable[str])
             _is_positive(made_by.get(tensor), made_by),
             followers.get(entry.index),
         )
-    for index, name in nodes_of(graph, network, recurrent).items():
+    for index, (name, _) in nodes_of(graph, network, recurrent).items():
         known = places.get(name, LayerPlace(graph.node[index].op_type, nodes=0))
         places[name] = replace(known, nodes=known.nodes + 1)
     return places

@@ -2,12 +2,14 @@
 
 ONNX Runtime computes LSTMs in integers, with weights of 8 bits (7 of them used, so that nothing
 saturates) and inputs quantized as they come; that is two to three times faster. It has no integer
-GRU: there, and for fewer bits, weights are stored as integers and unfolded when the file is loaded.
+GRU: there, for fewer bits, and where 8 bits do not hold an LSTM's inputs, weights are stored as
+integers and unfolded when the file is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,13 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
-from ray_nascomp.compression.rounding import channel_scales, round_nearest
+from ray_nascomp.compression.rounding import affine_range, channel_scales, round_affine, round_nearest
 from ray_nascomp.compression.static import weight_scales
 from ray_nascomp.deployment.editor import GraphEditor
 from ray_nascomp.deployment.stored import NodeList, unfold
+from ray_nascomp.tasks.calling import call
 
 # Torch's gates in the order in which ONNX has them: r z n -> z r n, and i f g o -> i o f g.
 _GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2), "RNN_TANH": (0,), "RNN_RELU": (0,)}
@@ -28,23 +32,66 @@ _WEIGHT_INPUTS = (1, 2)
 _LSTM_LIMIT = 64
 """Largest magnitude of an integer of ONNX Runtime's reduced range."""
 _DOMAIN = "com.microsoft"
+_MAX_INPUT_ERROR = 0.05
 
 
-def round_recurrent(network: nn.Module, bits: Mapping[str, int]) -> None:
+def lstms_with_floating_inputs(network: nn.Module, bits: Mapping[str, int], inputs: Any) -> set[str]:
+    """LSTMs of 8 bits whose inputs 8 bits do not hold.
+
+    ONNX Runtime rounds the inputs of a batch to multiples of one scale. Of inputs that span orders of
+    magnitude, as spectra do that are not logarithmic, the smaller ones are then lost.
+
+    Args:
+        network: The network, in evaluation mode.
+        bits: Name of a recurrent layer -> bits of its weights, 1..8.
+        inputs: A batch that it is run on.
+    """
+    found = set()
+    handles = []
+    for name, count in bits.items():
+        layer = network.get_submodule(name)
+        if count == 8 and isinstance(layer, nn.LSTM):
+
+            def compare(layer: Any, arguments: Any, keywords: Any, output: Any, name: str = name) -> None:
+                given = inspect.signature(layer.forward).bind(*arguments, **keywords)
+                given.arguments["input"] = _rounded(given.arguments["input"])
+                expected = output[0].data
+                change = layer.forward(*given.args, **given.kwargs)[0].data - expected
+                if change.norm() > _MAX_INPUT_ERROR * expected.norm():
+                    found.add(name)
+
+            handles.append(layer.register_forward_hook(compare, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            call(network, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _rounded(values: Any) -> Any:
+    if isinstance(values, PackedSequence):
+        return values._replace(data=_rounded(values.data))
+    return round_affine(values, *affine_range(float(values.min()), float(values.max())))
+
+
+def round_recurrent(network: nn.Module, bits: Mapping[str, int], floating_inputs: Collection[str] = ()) -> None:
     """Rounds the weights of recurrent layers in place to what their integers in the file will be.
 
     Args:
         network: The network.
         bits: Name of a recurrent layer -> bits of its weights, 1..8.
+        floating_inputs: LSTMs whose inputs stay in floating point.
     """
     for name, count in bits.items():
         layer: Any = network.get_submodule(name)
-        in_integers = layer.mode == "LSTM" and count == 8
         for parameter_name, parameter in layer.named_parameters():
             if not parameter_name.startswith("weight"):
                 continue
             weight = parameter.detach().cpu().float()
-            if in_integers:
+            is_first = parameter_name.removesuffix("_reverse").endswith("_l0")
+            if layer.mode == "LSTM" and count == 8 and not (is_first and name in floating_inputs):
                 rounded = round_nearest(weight, channel_scales(weight, _LSTM_LIMIT), _LSTM_LIMIT)
             else:
                 scales = weight_scales(weight, count)
@@ -52,13 +99,16 @@ def round_recurrent(network: nn.Module, bits: Mapping[str, int]) -> None:
             parameter.data.copy_(rounded)
 
 
-def quantize_recurrent(proto: onnx.ModelProto, network: nn.Module, bits: Mapping[str, int]) -> onnx.ModelProto:
+def quantize_recurrent(
+    proto: onnx.ModelProto, network: nn.Module, bits: Mapping[str, int], floating_inputs: Collection[str] = ()
+) -> onnx.ModelProto:
     """The model with integer weights in recurrent layers; LSTMs of 8 bits also compute in integers.
 
     Args:
         proto: The exported model, its recurrent weights in floating point; not changed.
         network: The network that it was exported from.
         bits: Name of an LSTM, GRU or RNN -> bits of its weights, 1..8.
+        floating_inputs: LSTMs whose inputs stay in floating point, and with them the first of their layers.
 
     Raises:
         ValueError: If a layer is not in the graph.
@@ -67,8 +117,9 @@ def quantize_recurrent(proto: onnx.ModelProto, network: nn.Module, bits: Mapping
     result.CopyFrom(proto)
     owners = nodes_of(result.graph, network, bits)
     editor = GraphEditor(result.graph)
-    for index, layer in owners.items():
-        if result.graph.node[index].op_type == "LSTM" and bits[layer] == 8:
+    for index, (layer, depth) in owners.items():
+        is_floating = depth == 0 and layer in floating_inputs
+        if result.graph.node[index].op_type == "LSTM" and bits[layer] == 8 and not is_floating:
             _compute_in_integers(editor, result.graph, index, layer)
         else:
             _store(editor, result.graph, index, layer, bits[layer])
@@ -79,8 +130,8 @@ def quantize_recurrent(proto: onnx.ModelProto, network: nn.Module, bits: Mapping
     return result
 
 
-def nodes_of(graph: onnx.GraphProto, network: nn.Module, layers: Iterable[str]) -> dict[int, str]:
-    """Position of each node of recurrent layers -> the layer's name; several for layers that are stacked.
+def nodes_of(graph: onnx.GraphProto, network: nn.Module, layers: Iterable[str]) -> dict[int, tuple[str, int]]:
+    """Position of each node of recurrent layers -> the layer's name, and which of its stacked layers it is, from 0.
 
     Raises:
         ValueError: If a layer is not in the graph.
@@ -96,7 +147,7 @@ def nodes_of(graph: onnx.GraphProto, network: nn.Module, layers: Iterable[str]) 
         if node.op_type in _OPERATORS and node.input[1] in initializers:
             match = wanted.get(numpy_helper.to_array(initializers[node.input[1]]).tobytes())
             if match is not None:
-                owners[index] = match[0]
+                owners[index] = match
                 found.add(match)
     missing = sorted({name for name, depth in wanted.values() if (name, depth) not in found})
     if missing:
@@ -148,4 +199,7 @@ def _compute_in_integers(editor: GraphEditor, graph: onnx.GraphProto, index: int
     state = [*node.input[3:], "", "", "", ""][:5]
     node.input[3:] = [*state, *quantization]
     node.op_type, node.domain = "DynamicQuantizeLSTM", _DOMAIN
+    kept = [attribute for attribute in node.attribute if attribute.name != "layout"]  # It knows the usual one alone.
+    del node.attribute[:]
+    node.attribute.extend(kept)
     editor.before(index, added)

@@ -179,7 +179,7 @@ def file_of(prepared: Prepared, proto: onnx.ModelProto, simulation: Simulation) 
     if simulation.calibration:
         proto = insert_quantization(proto, prepared.weights, simulation.calibration, prepared.exported)
     if prepared.recurrent:
-        proto = quantize_recurrent(proto, prepared.network, prepared.recurrent)
+        proto = quantize_recurrent(proto, prepared.network, prepared.recurrent, prepared.floating_inputs)
     return compact(proto)
 
 

@@ -19,7 +19,7 @@ from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.compression.static import calibrate_layers, quantize_linear
 from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.qdq import unfollowed_convolutions
-from ray_nascomp.deployment.recurrent import round_recurrent
+from ray_nascomp.deployment.recurrent import lstms_with_floating_inputs, round_recurrent
 from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, no_training
 from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
 from ray_nascomp.pipeline.candidate import Candidate, train_all
@@ -38,6 +38,7 @@ class Prepared:
         recurrent: Name of a recurrent layer -> bits of its weights, which are rounded already.
         method: The quantizer.
         scales: Scales that are known before anything is observed.
+        floating_inputs: Recurrent layers whose inputs stay in floating point.
         exported: Weights by name as they were when the network was exported.
     """
 
@@ -46,6 +47,7 @@ class Prepared:
     recurrent: dict[str, int]
     method: str
     scales: Calibration = field(default_factory=dict)
+    floating_inputs: set[str] = field(default_factory=set)
     exported: dict[str, np.ndarray] = field(default_factory=dict)
 
     def export(self, task: Task) -> onnx.ModelProto:
@@ -100,9 +102,10 @@ def prepare(candidate: Candidate, task: Task) -> Prepared:
         for layer in candidate.spec.layers
         if layer.kind == "recurrent" and layer.name in candidate.bits
     }
-    round_recurrent(network, recurrent)
+    floating = lstms_with_floating_inputs(network, recurrent, _calibration_inputs(task)[0]) if recurrent else set()
+    round_recurrent(network, recurrent, floating)
     bits = {smoothed.get(name, name): value for name, value in candidate.bits.items() if name not in recurrent}
-    return Prepared(network, bits, recurrent, method, scales)
+    return Prepared(network, bits, recurrent, method, scales, floating)
 
 
 def prepare_for_training(candidate: Candidate, task: Task) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ray_nascomp.deployment.compact import compact
 from ray_nascomp.deployment.export import export_onnx
-from ray_nascomp.deployment.recurrent import quantize_recurrent, round_recurrent
+from ray_nascomp.deployment.recurrent import lstms_with_floating_inputs, quantize_recurrent, round_recurrent
 from ray_nascomp.deployment.runtime import make_session, run_session
 
 INPUTS = torch.randn(3, 20, 24, generator=torch.Generator().manual_seed(0))
@@ -77,3 +77,54 @@ def test_a_layer_that_is_not_in_the_graph_is_named():
     network.rnn.weight_ih_l1.data.mul_(2)
     with pytest.raises(ValueError, match="rnn"):
         quantize_recurrent(proto, network, {"rnn": 8})
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_quiet_inputs_of_an_lstm_are_not_lost_beside_loud_ones(bidirectional):
+    network, proto = make("LSTM", bidirectional)
+    with torch.no_grad():
+        network.rnn.weight_ih_l0.mul_(100)
+    proto = export_onnx(network, INPUTS[:2], ("x",))
+    inputs = INPUTS / 100
+    assert lstms_with_floating_inputs(network, {"rnn": 8}, inputs) == set()
+    inputs[0, 0, 0] = 1000.0
+    floating = lstms_with_floating_inputs(network, {"rnn": 8}, inputs)
+    assert floating == {"rnn"}
+    found = quantize_recurrent(proto, network, {"rnn": 8}, floating)
+    kinds = [node.op_type for node in found.graph.node]
+    assert kinds.count("LSTM") == 1
+    assert kinds.count("DynamicQuantizeLSTM") == 1
+    content = compact(found)
+    assert len(content) < 0.35 * len(compact(proto))
+    in_integers = compact(quantize_recurrent(proto, network, {"rnn": 8}))
+    round_recurrent(network, {"rnn": 8}, floating)
+    with torch.no_grad():
+        expected = network(inputs).numpy()
+    error = np.linalg.norm(run_session(make_session(content), inputs, ("x",)) - expected) / np.linalg.norm(expected)
+    assert error < 0.02
+    lost = np.linalg.norm(run_session(make_session(in_integers), inputs, ("x",)) - expected) / np.linalg.norm(expected)
+    assert lost > 5 * error
+
+
+class Reader(nn.Module):
+    """Only torch.export takes a pool of which one side is left as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d((None, 1))
+        self.rnn = nn.LSTM(6, 256, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(512, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(self.pool(x).squeeze(3))[0])
+
+
+def test_large_recurrent_weights_are_found_whichever_exporter_wrote_them():
+    network = Reader().eval()
+    inputs = torch.randn(2, 5, 6, 3)
+    proto = export_onnx(network, inputs, ("x",))
+    found = quantize_recurrent(proto, network, {"rnn": 8})
+    assert [node.op_type for node in found.graph.node].count("DynamicQuantizeLSTM") == 1
+    with torch.no_grad():
+        expected = network(inputs).numpy()
+    assert np.abs(run_session(make_session(compact(found)), inputs, ("x",)) - expected).max() < 0.02
