@@ -16,6 +16,9 @@ _FEED_FORWARDS = (
     (("fc1",), "fc2"),
     (("lin1",), "lin2"),
     (("c_fc",), "c_proj"),
+    (("fc_in",), "fc_out"),
+    (("ffn",), "ffn_output"),
+    (("dense_h_to_4h",), "dense_4h_to_h"),
     (("gate_proj", "up_proj"), "down_proj"),
     (("wi_0", "wi_1"), "wo"),
     (("wi",), "wo"),
@@ -157,10 +160,17 @@ def _feed_forward(model: nn.Module, block: str) -> FeedForward | None:
             paths = [f"{name}.{child}" for child in (*expand, contract)]
             layers = [_submodule(model, path) for path in paths]
             if all(layer is not None for layer in layers):
-                width = _widths(layers[-1])[0]
-                if all(_widths(layer)[1] == width for layer in layers[:-1]):
+                width, outputs = _widths(layers[-1])
+                fits = all(_widths(layer)[1] == width for layer in layers[:-1])
+                if fits and (width == outputs or not _has_channels(model.get_submodule(name), width)):
                     return FeedForward(tuple(paths[:-1]), paths[-1], width)
     return None
+
+
+def _has_channels(module: nn.Module, width: int) -> bool:
+    """Whether a convolution or a normalisation within has so many channels: SegFormer's between its linear layers."""
+    weights = (getattr(layer, "weight", None) for layer in module.modules() if not _is_linear(layer))
+    return any(weight is not None and weight.shape[0] == width for weight in weights)
 
 
 def _submodule(model: nn.Module, path: str) -> Any:
@@ -168,7 +178,11 @@ def _submodule(model: nn.Module, path: str) -> Any:
         module = model.get_submodule(path)
     except AttributeError:
         return None
-    return module if type(module) is nn.Linear or type(module).__name__ == "Conv1D" else None
+    return module if _is_linear(module) else None
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or type(module).__name__ == "Conv1D"
 
 
 def _widths(layer: Any) -> tuple[int, int]:

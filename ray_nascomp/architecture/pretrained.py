@@ -76,7 +76,8 @@ def save_network(network: nn.Module, folder: Path, auto_class: str, use_cache: b
     else:
         config.compressed = _differences(model, whole)
         config.auto_map = {auto_class: f"{CODE_FILE.removesuffix('.py')}.Compressed{base}"}
-    model.save_pretrained(folder)
+    # Classes of one's own are not among those for which transformers renames weights when it loads them.
+    model.save_pretrained(folder, save_original_format=is_plain)
     code = folder / CODE_FILE
     if is_plain:
         code.unlink(missing_ok=True)
@@ -106,7 +107,8 @@ def _with_shapes_of(network: nn.Module, config: Any) -> Any:
         if len(heads) == 1:
             count, kv_count, head_dim = heads.pop()
             field = f"{prefix}attention_heads" if prefix else "num_attention_heads"
-            if getattr(config, field, count) != count:
+            known = getattr(config, field, count)
+            if isinstance(known, int) and known != count:  # Of several stages there are several numbers.
                 setattr(config, field, count)
                 config.head_dim = head_dim
             if hasattr(config, "num_key_value_heads"):
@@ -114,7 +116,7 @@ def _with_shapes_of(network: nn.Module, config: Any) -> Any:
         if len(widths) == 1:
             width = widths.pop()
             for field in (f"{prefix}ffn_dim",) if prefix else _WIDTH_FIELDS:
-                if hasattr(config, field):
+                if hasattr(config, field) and not isinstance(getattr(config, field), (list, tuple)):
                     setattr(config, field, width)
     return config
 

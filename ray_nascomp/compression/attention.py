@@ -33,11 +33,19 @@ _PROJECTIONS = (
     ("q_proj", "k_proj", "v_proj", "out_proj"),
     ("q_proj", "k_proj", "v_proj", "dense"),
     ("q", "k", "v", "o"),
+    ("query_proj", "key_proj", "value_proj", "output.dense"),
     ("c_attn", "c_attn", "c_attn", "c_proj"),
     ("q_attn", "c_attn", "c_attn", "c_proj"),
+    ("Wqkv", "Wqkv", "Wqkv", "Wo"),
     ("query_key_value", "query_key_value", "query_key_value", "dense"),
 )
 """Names of the query, key, value and output layers; names with a dot stand beside the module."""
+_POSITIONS = ("pos_query_proj", "pos_key_proj")
+"""Names of layers that make queries and keys of relative positions."""
+_BIASES_AROUND = ("relative_position_bias", "shared_position_bias")
+"""Names of what makes a bias for each head in the modules around an attention."""
+_OWN_PRODUCTS = ("DisentangledSelfAttention", "GPTJAttention", "GPTNeoSelfAttention", "MPNetSelfAttention")
+"""Classes of transformers that multiply queries and keys themselves, as many heads as their numbers tell."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +58,15 @@ class Attention:
         kv_heads: Number of key and value heads; each serves `heads // kv_heads` query heads.
         head_dim: Channels of a head.
         query: Name of the layer that makes the queries. Where one layer makes queries, keys and
-            values (GPT-2, GPT-NeoX), it is the name of all three.
+            values (GPT-2, GPT-NeoX, ModernBERT), it is the name of all three.
         key: Name of the layer that makes the keys.
         value: Name of the layer that makes the values.
         output: Name of the layer that the heads' outputs go into.
         interleaved: Whether such a layer gives each head's query, key and value next to each other
             (GPT-NeoX) rather than all queries before all keys and values (GPT-2).
-        position_bias: Name of an embedding with one column a head (T5), or None.
-        coupled: Further attentions that lose the same heads as this one: T5 computes its
+        positions: Names of further layers with rows for each head, as the keys have (DeBERTa).
+        position_bias: Name of an embedding with one column a head (T5, MPNet), or None.
+        coupled: Further attentions that lose the same heads as this one: T5 and MPNet compute their
             position bias once for all layers of a stack.
     """
 
@@ -70,6 +79,7 @@ class Attention:
     value: str
     output: str
     interleaved: bool = False
+    positions: tuple[str, ...] = ()
     position_bias: str | None = None
     coupled: tuple[Attention, ...] = ()
 
@@ -107,6 +117,7 @@ class Attention:
                 start = offset.get(layer, 0)
                 rows.setdefault(layer, []).extend(start + row for row in _blocks(chosen, size))
                 offset[layer] = start + heads * self.head_dim
+            rows |= dict.fromkeys(member.positions, rows[member.key])
         return rows
 
     def columns(self, units: Iterable[int]) -> dict[str, list[int]]:
@@ -123,10 +134,11 @@ def find_attentions(model: nn.Module) -> tuple[Attention, ...]:
     """The model's attentions in its own order; of coupled ones the first, which names the others.
 
     Found are modules that go through the attention interface of `transformers` with separate
-    layers for queries, keys and values, or a fused one: BERT, RoBERTa, DistilBERT, ALBERT, ViT,
-    Wav2Vec2, Whisper, BART, T5, GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Phi and their like, and what
-    `multihead.split_attentions` puts in the place of `nn.MultiheadAttention`. A module with
-    further parameters for each head is left out, as nothing is known of what they do.
+    layers for queries, keys and values, or a fused one: BERT, RoBERTa, DistilBERT, ALBERT,
+    ModernBERT, ViT, Wav2Vec2, Whisper, BART, T5, GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Phi and
+    their like; DeBERTa-v2, MPNet, GPT-Neo and GPT-J; and what `multihead.split_attentions` puts in
+    the place of `nn.MultiheadAttention`. A module with further parameters for each head, or with a
+    mask for each head from outside, is left out, as nothing is known of what they do.
     """
     found: dict[str, Attention] = {}
     stacks: dict[str, str] = {}
@@ -137,7 +149,7 @@ def find_attentions(model: nn.Module) -> tuple[Attention, ...]:
         stack = re.sub(r"\.\d+\.", ".*.", name) if _has_position_bias(module) else name
         first = stacks.setdefault(stack, name)
         if first == name:
-            found[name] = attention
+            found[name] = replace(attention, position_bias=_position_bias(model, name))
         else:
             found[first] = replace(found[first], coupled=(*found[first].coupled, attention))
     return tuple(found.values())
@@ -214,7 +226,7 @@ def keep_inputs(layer: Any, columns: list[int]) -> None:
 
 def _attention(model: nn.Module, name: str, module: nn.Module) -> Attention | None:
     head_dim = next((value for key in _HEAD_DIM_NAMES if isinstance(value := getattr(module, key, None), int)), None)
-    if not head_dim or not _uses_attention_interface(module):
+    if not head_dim or not _is_known(module) or _has_masks_from_outside(model, name):
         return None
     layers = _projections(model, name, module)
     if layers is None:
@@ -230,24 +242,19 @@ def _attention(model: nn.Module, name: str, module: nn.Module) -> Attention | No
     heads, kv_heads, value_heads = (width // share // head_dim for width, share in zip(widths[:3], shares, strict=True))
     if widths[3] != heads * head_dim or value_heads != kv_heads or not kv_heads or heads % kv_heads:
         return None
-    bias = f"{name}.relative_attention_bias"
-    owned = {layer.removeprefix(f"{name}.") for layer in layers}
+    positions = [f"{name}.{child}" for child in _POSITIONS if _is_linear(getattr(module, child, None))]
+    owned = {layer.removeprefix(f"{name}.") for layer in (*layers, *positions)}
     owned |= {f"{layer}.{child}" for layer in owned for child, _ in _submodule_children(module, layer)}
     owned |= {"LayerNorm"} if "dense" in owned else set()  # ALBERT's comes after the output layer.
-    has_bias = getattr(module, "has_relative_attention_bias", False)
+    owned |= {"relative_attention_bias"} if _has_position_bias(module) else set()
     for parameter_name, parameter in module.named_parameters():
         owner = parameter_name.rpartition(".")[0]
-        if (
-            owner not in owned
-            and not (has_bias and owner == "relative_attention_bias")
-            and parameter.numel() != head_dim
-        ):
+        if owner not in owned and parameter.numel() != head_dim:
             return None
     interleaved = query.endswith("query_key_value")
-    position_bias = bias if has_bias else None
-    query, key, value = (_factor(model, layer, -1) for layer in (query, key, value))
+    query, key, value, *positions = (_factor(model, layer, -1) for layer in (query, key, value, *positions))
     output = _factor(model, output, 0)
-    return Attention(name, heads, kv_heads, head_dim, query, key, value, output, interleaved, position_bias)
+    return Attention(name, heads, kv_heads, head_dim, query, key, value, output, interleaved, tuple(positions))
 
 
 def _projections(model: nn.Module, name: str, module: nn.Module) -> tuple[str, str, str, str] | None:
@@ -274,8 +281,8 @@ def _factor(model: nn.Module, name: str, index: int) -> str:
     return f"{name}.{index % len(layer)}" if isinstance(layer, nn.Sequential) else name
 
 
-def _uses_attention_interface(module: nn.Module) -> bool:
-    if isinstance(module, SplitAttention):
+def _is_known(module: nn.Module) -> bool:
+    if isinstance(module, SplitAttention) or type(module).__name__ in _OWN_PRODUCTS:
         return True
     forward = inspect.unwrap(type(module).forward)
     code = getattr(forward, "__code__", None)
@@ -286,8 +293,22 @@ def _uses_attention_interface(module: nn.Module) -> bool:
     return not outside or _has_position_bias(module)
 
 
+def _has_masks_from_outside(model: nn.Module, name: str) -> bool:
+    """Whether a module around an attention adds a bias for each head to its mask: BEiT."""
+    parts = name.split(".")
+    around = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
+    return any(getattr(module, key, None) is not None for module in around for key in _BIASES_AROUND)
+
+
 def _has_position_bias(module: nn.Module) -> bool:
-    return hasattr(module, "has_relative_attention_bias")
+    """Whether all attentions of a stack share a bias with one column a head."""
+    return hasattr(module, "has_relative_attention_bias") or type(module).__name__ == "MPNetSelfAttention"
+
+
+def _position_bias(model: nn.Module, name: str) -> str | None:
+    """The embedding of that bias: in the first attention (T5), or beside the list of blocks (MPNet)."""
+    paths = (f"{name}.relative_attention_bias", re.sub(r"layer\.\d+\..*", "relative_attention_bias", name))
+    return next((path for path in paths if isinstance(_submodule(model, path), nn.Embedding)), None)
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:

@@ -145,8 +145,14 @@ def _join_gates(model: Any) -> None:
 
 @contextmanager
 def _ready(model: nn.Module, attention: str | None) -> Iterator[None]:
-    """Within it attention is computed as told, and nothing is cached between calls."""
+    """Within it attention is computed as told, nothing is cached between calls, and no weight has a gradient.
+
+    With one, fused attention under a learned mask is traced as a form that no exporter takes.
+    """
     with ExitStack() as undo:
+        for parameter in model.parameters():
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
         fused = torch.backends.mha.get_fastpath_enabled()
         undo.callback(torch.backends.mha.set_fastpath_enabled, fused)
         torch.backends.mha.set_fastpath_enabled(False)

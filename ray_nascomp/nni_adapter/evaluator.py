@@ -22,6 +22,20 @@ TrainingStep = Callable[[Batch, nn.Module], torch.Tensor]
 TrainingFunction = Callable[[nn.Module, torch.optim.Optimizer, TrainingStep], None]
 
 
+class _Evaluator(TorchEvaluator):
+    """NNI's evaluator, for optimizers of one group of parameters.
+
+    To find the group for a quantizer's scales NNI reads the names of all parameters, and fails at
+    one that belongs to the model itself: a class token, a table of positions.
+    """
+
+    def _optimizer_add_param_group(
+        self, model: nn.Module, module_name_param_dict: dict[str, list[torch.Tensor]], optimizers: Any
+    ) -> None:
+        for parameters in module_name_param_dict.values():
+            optimizers[0].param_groups[0]["params"].extend(parameters)
+
+
 def make_evaluator(
     model: nn.Module,
     task: Task,
@@ -57,7 +71,7 @@ def make_evaluator(
         return 0.0
 
     optimizer_class, arguments = optimizer
-    return TorchEvaluator(
+    return _Evaluator(
         training_function,
         nni.trace(optimizer_class)(model.parameters(), **arguments),
         training_step or task_loss,

@@ -125,6 +125,41 @@ def test_heads_of_one_number_load_plainly_where_the_config_knows_their_size(tmp_
         torch.testing.assert_close(logits(loaded, inputs), logits(network, inputs), rtol=0, atol=1e-6)
 
 
+def test_weights_that_transformers_renames_are_found_again(tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    torch.manual_seed(0)
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(vocab_size=50, **sizes)).eval()
+    build, architecture = elastic_transformer(model)
+    config = whole(architecture)
+    config["gpt_neox.layers.0"] |= {"heads": 2, "width": 16}
+    network = build(config)
+    assert not save_network(network, tmp_path, "AutoModelForCausalLM", use_cache=True)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    inputs = {"input_ids": torch.arange(3, 12)[None]}
+    torch.testing.assert_close(logits(loaded, inputs), logits(network, inputs), rtol=0, atol=1e-6)
+
+
+def test_stages_of_several_widths_load_again(tmp_path: Path) -> None:
+    import transformers
+
+    pairs = {"sr_ratios": [2, 1], "patch_sizes": [3, 3], "strides": [2, 2], "mlp_ratios": [2, 2]}
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], hidden_sizes=[16, 24], num_attention_heads=[2, 3], num_labels=3, **pairs
+    )
+    torch.manual_seed(0)
+    model = transformers.SegformerForImageClassification(config).eval()
+    build, architecture = elastic_transformer(model)
+    # The width is that of the depthwise convolution between the two layers as well.
+    assert [set(dimensions) for dimensions in architecture.values()] == [{"heads"}]
+    network = build({name: {"heads": 1} for name in architecture})
+    assert not save_network(network, tmp_path, "AutoModelForImageClassification", use_cache=False)
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    inputs = {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+    torch.testing.assert_close(logits(loaded, inputs), logits(network, inputs), rtol=0, atol=1e-6)
+
+
 def test_factors_are_saved_and_strange_layers_refused(tmp_path: Path) -> None:
     model, inputs = make("vit", "sdpa")
     layer = model.vit.layers[0].mlp

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -104,10 +105,16 @@ def test_bias_from_outside_and_parameters_for_each_head_are_left_alone() -> None
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
-    mpnet = transformers.MPNetModel(transformers.MPNetConfig(vocab_size=50, **sizes))
+    image = {"image_size": 16, "patch_size": 8}
+    own, shared = (
+        transformers.BeitModel(transformers.BeitConfig(**sizes, **image, **{f"use_{key}relative_position_bias": True}))
+        for key in ("", "shared_")
+    )
     swin = transformers.SwinModel(transformers.SwinConfig(image_size=32, embed_dim=16, depths=[1], num_heads=[2]))
     olmo = transformers.Olmo2Model(transformers.Olmo2Config(vocab_size=50, **sizes))  # Norms over all heads at once.
-    assert [find_attentions(model) for model in (mpnet, swin, olmo)] == [(), (), ()]
+    assert [find_attentions(model) for model in (own, shared, swin, olmo)] == [()] * 4
+    plain = transformers.BeitModel(transformers.BeitConfig(**sizes, **image))
+    assert len(find_attentions(plain)) == 1
 
 
 def test_impossible_removals_are_refused() -> None:
@@ -119,31 +126,48 @@ def test_impossible_removals_are_refused() -> None:
         remove_heads(model, attention, range(4))
 
 
-def test_fused_interleaved_and_shared_attentions_lose_whole_heads() -> None:
+_SIZES = {"hidden_size": 60, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 40}
+_RELATIVE = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "count"),
+    [
+        ("GPTNeoX", _SIZES, 2),
+        ("Phi", {**_SIZES, "num_key_value_heads": 3, "qk_layernorm": True, "partial_rotary_factor": 0.4}, 2),
+        ("Albert", {**_SIZES, "embedding_size": 12}, 1),
+        ("ModernBert", {**_SIZES, "pad_token_id": 0}, 2),
+        ("DebertaV2", {**_SIZES, **_RELATIVE, "share_att_key": True}, 2),
+        ("DebertaV2", {**_SIZES, **_RELATIVE, "share_att_key": False}, 2),
+        ("MPNet", _SIZES, 1),  # One bias of positions for all layers.
+        (
+            "GPTNeo",
+            {"hidden_size": 60, "num_layers": 2, "num_heads": 6, "attention_types": [[["global", "local"], 1]]},
+            2,
+        ),
+        ("GPTJ", {"n_embd": 60, "n_layer": 2, "n_head": 6, "rotary_dim": 4}, 2),
+    ],
+)
+def test_other_forms_of_attention_lose_whole_heads(name: str, changes: dict[str, Any], count: int) -> None:
     import transformers
 
-    sizes = {"hidden_size": 60, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 40}
     tokens = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(0))
-    for name, changes, count in (
-        ("GPTNeoX", {}, 2),
-        ("Phi", {"num_key_value_heads": 3, "qk_layernorm": True, "partial_rotary_factor": 0.4}, 2),
-        ("Albert", {"embedding_size": 12}, 1),
-    ):
-        torch.manual_seed(0)
-        config = getattr(transformers, f"{name}Config")(vocab_size=50, **sizes, **changes)
-        model = getattr(transformers, f"{name}Model")(config).eval()
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-        attentions = find_attentions(model)
-        assert [(found.heads, found.head_dim) for found in attentions] == [(6, 10)] * count
-        small = copy.deepcopy(model)
-        with torch.no_grad():
-            original = model(tokens).last_hidden_state
-            for found in attentions:
-                remove_heads(small, found, [1])
-                width = 10 * found.heads // found.units
-                model.get_submodule(found.output).weight[:, width : 2 * width] = 0
-            expected = model(tokens).last_hidden_state
-            assert (original - expected).abs().max() > 1e-2
-            torch.testing.assert_close(small(tokens).last_hidden_state, expected, rtol=0, atol=1e-5)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(vocab_size=50, **changes)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    attentions = find_attentions(model)
+    assert [(found.heads, found.head_dim) for found in attentions] == [(6, 10)] * count
+    small = copy.deepcopy(model)
+    with torch.no_grad():
+        original = model(tokens).last_hidden_state
+        for found in attentions:
+            remove_heads(small, found, [1])
+            width = 10 * found.heads // found.units
+            for member in found.members:
+                model.get_submodule(member.output).weight[:, width : 2 * width] = 0
+        expected = model(tokens).last_hidden_state
+        assert (original - expected).abs().max() > 1e-2
+        torch.testing.assert_close(small(tokens).last_hidden_state, expected, rtol=0, atol=1e-5)

@@ -143,6 +143,38 @@ def test_a_weight_normalised_layer_is_pruned_as_a_plain_one():
     assert step.metrics["export_error"] < 1e-5
 
 
+class LearnedMask(nn.Module):
+    """Attention under a mask that is learned for each head and belongs to the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention = nn.Linear(24, 32), nn.MultiheadAttention(32, 4, batch_first=True)
+        self.mask = nn.Parameter(torch.randn(4, 8, 8))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x.flatten(2).unflatten(2, (8, 8)).transpose(1, 2).flatten(2))
+        mixed, _ = self.attention(x, x, x, attn_mask=self.mask.repeat(x.shape[0], 1, 1), need_weights=False)
+        return self.head((x + mixed).mean(1))
+
+
+def test_a_parameter_of_the_model_itself_is_trained_and_heads_keep_their_masks(tmp_path):
+    torch.manual_seed(0)
+    network = LearnedMask()
+    task = nc.Task(network, DATA, DATA)
+    config = {"prune": {"sparsity": {"attention": 0.5}}, "quantize": {"method": "lsq", "bits": 8}}
+    step = nc.compress(task, config, epochs=1)
+    assert step.metrics["feasible"]
+    assert step.metrics["export_error"] < 0.03
+    small = step.run.candidate.network.eval()
+    assert len(small.attention.kept_heads) == 2
+    assert not torch.equal(small.mask, network.mask)
+    step.save(tmp_path)
+    loaded = nc.load(tmp_path, LearnedMask())
+    assert loaded.attention.kept_heads == small.attention.kept_heads
+    assert torch.equal(loaded(INPUTS), small(INPUTS))
+
+
 def test_targets_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match=r"train_data: inputs of .*64.* with 5 targets"):
         nc.Task(BiasedNet(), (INPUTS, DATA[1][:5]), DATA)
