@@ -73,6 +73,31 @@ def test_mistakes_are_named_with_what_is_allowed(spec, config, says):
         CompressionPlan.from_config(config, spec)
 
 
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"prune": {"method": "level", "sparsity": 0.5}}, "the model has no group whose weights can go"),
+        ({"low_rank": {"rank": 0.5}}, "low_rank: the model has no layer that can be factorised"),
+        ({"quantize": {"bits": 8}}, "quantize.bits: the model has no layer that can have fewer bits"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(config, says):
+    spec = nc.ModelSpec.from_model(nn.Sequential(nn.Flatten(), nn.LayerNorm(64)), torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ConfigError, match=says):
+        CompressionPlan.from_config(config, spec)
+    CompressionPlan.from_config({"prune": {"sparsity": 0.0}, "quantize": {"bits": 32}}, spec)
+
+
+def test_two_of_four_is_refused_where_no_linear_layer_is_pruned():
+    config = {"prune": {"method": "2:4", "sparsity": 0.5}}
+    head = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
+    example = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(ConfigError, match=r"takes linear layers .* and the model has none"):
+        CompressionPlan.from_config(config, nc.ModelSpec.from_model(nn.Sequential(nn.Conv2d(1, 4, 3), head), example))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4))
+    CompressionPlan.from_config(config, nc.ModelSpec.from_model(network, example))
+
+
 def test_slim_is_refused_where_its_factors_mean_nothing():
     class Concat(nn.Module):
         def __init__(self) -> None:

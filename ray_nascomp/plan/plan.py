@@ -80,9 +80,21 @@ class CompressionPlan:
             order=_order(config.get("order"), (*own, *_OURS)),
             extra={key: value for key, value in config.items() if key not in known},
         )
+        plan._check_reach(spec)
         plan._check_fused(spec)
         plan._check_methods(spec)
         return plan
+
+    def _check_reach(self, spec: ModelSpec) -> None:
+        """Raises a ConfigError where a stage would leave the task's own model as it is."""
+        if self.architecture:
+            return
+        for key, stage, what, names in (
+            ("low_rank", self.low_rank, "layer that can be factorised", spec.factorisable_names),
+            ("quantize.bits", self.quantize, "layer that can have fewer bits", spec.quantizable_names),
+        ):
+            if not names and not stage.is_identity:
+                raise ConfigError(f"{key}: the model has no {what}; nothing is allowed")
 
     def _check_fused(self, spec: ModelSpec) -> None:
         """Raises a ConfigError where NNI's fused run cannot do what the other stages say."""
@@ -91,6 +103,8 @@ class CompressionPlan:
         problem = None
         if not self.quantize.trains or self.quantize.is_identity:
             problem = "needs a quantizer that trains, with fewer than 32 bits"
+        elif not self.prune.removes_units:
+            problem = f"removes channels, and {self.prune.method!r} single weights"
         elif self.prune.method == "slim":
             problem = "cannot follow slim, whose factors NNI applies to integers"
         elif not self.low_rank.is_identity:
@@ -102,17 +116,35 @@ class CompressionPlan:
 
     def _check_methods(self, spec: ModelSpec) -> None:
         """Raises a ConfigError for a pruner that means nothing on this model or under this quantizer."""
+        removes = self.prune.removes_units and not self.prune.is_identity
+        if removes and not spec.prunable_names and not self.architecture:
+            raise ConfigError(
+                f"prune.sparsity: {dict(self.prune.sparsity)} was given, but no channels or heads of this model can be "
+                "removed"
+            )
         if self.prune.method == "slim":
             for group in spec.prunable_groups:
                 reason = pruners.refusal("slim", spec, group) if self.prune.of(group.name) else None
                 if reason is not None:
                     raise ConfigError(f"prune.method: 'slim' was given with a sparsity of {group.name!r}; {reason}")
         masked = not self.prune.removes_units and not self.prune.is_identity
+        if masked and not self.architecture:
+            self._check_masked(spec)
         if masked and self.quantize.method == "bnn" and not self.quantize.is_identity:
             raise ConfigError(
                 f"prune.method: {self.prune.method!r} was given with quantize.method 'bnn', whose signs have no zero; "
                 "a method that removes channels is allowed"
             )
+
+    def _check_masked(self, spec: ModelSpec) -> None:
+        """Raises a ConfigError where a method for single weights finds none."""
+        layers = {name for group in spec.prunable_groups if self.prune.of(group.name) for name in group.layers}
+        reasons = [pruners.weight_refusal(self.prune.method, layer) for layer in spec.layers if layer.name in layers]
+        if None not in reasons:
+            reason = (
+                f"{reasons[0]}, and the model has none" if reasons else "the model has no group whose weights can go"
+            )
+            raise ConfigError(f"prune.method: {self.prune.method!r} was given; {reason}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values."""

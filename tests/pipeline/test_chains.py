@@ -79,6 +79,13 @@ def test_noise_changes_what_the_student_sees_and_nothing_else():
     ("config", "says"),
     [
         ({"prune": {"schedule": "fused", "sparsity": 0.5}}, "needs a quantizer that trains"),
+        (
+            {
+                "prune": {"schedule": "fused", "method": "level", "sparsity": 0.5},
+                "quantize": {"method": "qat", "bits": 8},
+            },
+            "removes channels, and 'level' single weights",
+        ),
         ({"prune": {"schedule": "linear", "method": "movement", "sparsity": 0.5}}, "schedule of its own"),
         ({"order": ["prune"]}, "an order of 'prune', 'low_rank'"),
         ({"low_rank": {"rank": 0.5, "energy": 0.9}}, "one of them"),
