@@ -44,7 +44,14 @@ _POSITIONS = ("pos_query_proj", "pos_key_proj")
 """Names of layers that make queries and keys of relative positions."""
 _BIASES_AROUND = ("relative_position_bias", "shared_position_bias")
 """Names of what makes a bias for each head in the modules around an attention."""
-_OWN_PRODUCTS = ("DisentangledSelfAttention", "GPTJAttention", "GPTNeoSelfAttention", "MPNetSelfAttention")
+_OWN_PRODUCTS = (
+    "DisentangledSelfAttention",
+    "GPTJAttention",
+    "GPTNeoSelfAttention",
+    "MobileViTSelfAttention",
+    "MPNetSelfAttention",
+    "RoFormerSelfAttention",
+)
 """Classes of transformers that multiply queries and keys themselves, as many heads as their numbers tell."""
 
 
@@ -136,9 +143,10 @@ def find_attentions(model: nn.Module) -> tuple[Attention, ...]:
     Found are modules that go through the attention interface of `transformers` with separate
     layers for queries, keys and values, or a fused one: BERT, RoBERTa, DistilBERT, ALBERT,
     ModernBERT, ViT, Wav2Vec2, Whisper, BART, T5, GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Phi and
-    their like; DeBERTa-v2, MPNet, GPT-Neo and GPT-J; and what `multihead.split_attentions` puts in
-    the place of `nn.MultiheadAttention`. A module with further parameters for each head, or with a
-    mask for each head from outside, is left out, as nothing is known of what they do.
+    their like; DeBERTa-v2, RoFormer, MPNet, MobileViT, GPT-Neo and GPT-J; and what
+    `multihead.split_attentions` puts in the place of `nn.MultiheadAttention`. A module with further
+    parameters for each head, or with a mask for each head from outside, is left out, as nothing is
+    known of what they do.
     """
     found: dict[str, Attention] = {}
     stacks: dict[str, str] = {}
@@ -153,6 +161,24 @@ def find_attentions(model: nn.Module) -> tuple[Attention, ...]:
         else:
             found[first] = replace(found[first], coupled=(*found[first].coupled, attention))
     return tuple(found.values())
+
+
+def attentions_left_whole(model: nn.Module, found: Iterable[Attention]) -> tuple[str, ...]:
+    """Names of classes that look like attention, none of whose heads is among those found.
+
+    Args:
+        model: The model.
+        found: Its attentions, of `find_attentions`.
+    """
+    known = {member.name for attention in found for member in attention.members}
+    classes = {
+        type(module).__name__: None
+        for name, module in model.named_modules()
+        if name not in known
+        and any(isinstance(getattr(module, key, None), int) for key in (*_HEAD_COUNT_NAMES, *_HEAD_DIM_NAMES))
+        and sum(isinstance(child, nn.Linear) or _is_conv1d(child) for child in module.children()) > 1
+    }
+    return tuple(classes)
 
 
 def remove_heads(model: nn.Module, attention: Attention, units: Iterable[int]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformer_families import FAMILIES, logits, make
 
-from ray_nascomp.compression.attention import find_attentions, remove_heads, replace_conv1d
+from ray_nascomp.compression.attention import attentions_left_whole, find_attentions, remove_heads, replace_conv1d
 from ray_nascomp.errors import ConfigError
 
 ATTENTIONS = {
@@ -113,8 +113,14 @@ def test_bias_from_outside_and_parameters_for_each_head_are_left_alone() -> None
     swin = transformers.SwinModel(transformers.SwinConfig(image_size=32, embed_dim=16, depths=[1], num_heads=[2]))
     olmo = transformers.Olmo2Model(transformers.Olmo2Config(vocab_size=50, **sizes))  # Norms over all heads at once.
     assert [find_attentions(model) for model in (own, shared, swin, olmo)] == [()] * 4
+    assert [attentions_left_whole(model, ()) for model in (own, swin, olmo)] == [
+        ("BeitAttention",),
+        ("SwinAttention",),
+        ("Olmo2Attention",),
+    ]
     plain = transformers.BeitModel(transformers.BeitConfig(**sizes, **image))
     assert len(find_attentions(plain)) == 1
+    assert attentions_left_whole(plain, find_attentions(plain)) == ()
 
 
 def test_impossible_removals_are_refused() -> None:
@@ -145,6 +151,7 @@ _RELATIVE = {"relative_attention": True, "position_buckets": 8, "pos_att_type": 
             {"hidden_size": 60, "num_layers": 2, "num_heads": 6, "attention_types": [[["global", "local"], 1]]},
             2,
         ),
+        ("RoFormer", {**_SIZES, "embedding_size": 60}, 2),
         ("GPTJ", {"n_embd": 60, "n_layer": 2, "n_head": 6, "rotary_dim": 4}, 2),
     ],
 )
