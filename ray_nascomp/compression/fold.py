@@ -23,7 +23,8 @@ def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str
     """Names of (convolution or linear layer, batch normalisation) where one feeds the other alone, at every call.
 
     A layer whose output goes elsewhere too (the shortcut of a pre-activation residual network, the
-    concatenation of a dense block), or is changed in place before, is not among them.
+    concatenation of a dense block), or is changed in place before, is not among them; nor is a norm of
+    a library's own class, unless what it does beyond normalising are its children, such as an activation.
 
     Args:
         model: The model; it is run once in evaluation mode.
@@ -33,6 +34,7 @@ def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str
     readers = _Readers()
     calls: Counter[str] = Counter()
     matches: list[tuple[str, str, int]] = []
+    shapes: dict[str, torch.Size] = {}
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
@@ -50,6 +52,7 @@ def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str
                 owner = produced.get(id(inputs[0]))
                 if owner is not None:
                     matches.append((owner[0], name, id(inputs[0])))
+                    shapes[name] = inputs[0].shape
 
             handles.append(module.register_forward_pre_hook(match))
     training = model.training
@@ -57,12 +60,25 @@ def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str
     try:
         with torch.no_grad(), readers:
             call(model, example_inputs)
+        known = {norm for norm, shape in shapes.items() if _is_followed_by_children(model.get_submodule(norm), shape)}
     finally:
         for handle in handles:
             handle.remove()
         model.train(training)
-    pairs = Counter((layer, norm) for layer, norm, tensor in matches if readers.counts[tensor] == 1)
+    pairs = Counter((layer, norm) for layer, norm, tensor in matches if readers.counts[tensor] == 1 and norm in known)
     return [(layer, norm) for (layer, norm), count in pairs.items() if count == calls[layer] == calls[norm]]
+
+
+def _is_followed_by_children(norm: Any, shape: torch.Size) -> bool:
+    """Whether a norm in evaluation mode normalises, passes the result through its children, and does no more."""
+    if type(norm) in _NORMS:
+        return True
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(shape, generator=generator).to(norm.running_mean)
+    statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    with torch.no_grad():
+        normalised = nn.functional.batch_norm(inputs, *statistics, eps=norm.eps)
+        return torch.allclose(norm.forward(inputs), nn.Sequential(*norm.children())(normalised), rtol=1e-4, atol=1e-5)
 
 
 class _Readers(TorchDispatchMode):
@@ -89,4 +105,5 @@ def fold_batch_norm(model: nn.Module, example_inputs: Any) -> None:
         if is_parametrized(layer, "weight"):
             remove_parametrizations(layer, "weight")  # The fused weight is a plain one.
         replace_module(model, producer, fuse(layer, normalisation).train(training))
-        replace_module(model, norm, nn.Identity())
+        children = list(normalisation.children())
+        replace_module(model, norm, nn.Sequential(*children).train(training) if children else nn.Identity())

@@ -122,8 +122,9 @@ class _Run:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it computes by itself; a derived convolution may hold what pads its inputs."""
-    return isinstance(module, (*CONVOLUTIONS, nn.Linear)) or next(module.children(), None) is None
+    """Whether it computes by itself; a derived convolution may hold what pads its inputs, a norm its activation."""
+    derived = (*CONVOLUTIONS, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    return isinstance(module, derived) or next(module.children(), None) is None
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_arguments: Any, **_keywords: Any) -> int:

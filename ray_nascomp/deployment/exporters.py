@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ray_nascomp.deployment.axes import Axes
 from ray_nascomp.deployment.padding import fold_padding
+from ray_nascomp.deployment.sharing import without_copies
 from ray_nascomp.tasks.calling import OutputTensor, call, tensors_of
 
 OPSET = 18
@@ -110,7 +111,9 @@ def _torchscript(
         opset_version=opset,
         dynamo=False,
     )
-    return fold_padding(onnx.load_from_string(buffer.getvalue()))
+    proto = onnx.load_from_string(buffer.getvalue())
+    without_copies(proto.graph)
+    return fold_padding(proto)
 
 
 def _dynamo(

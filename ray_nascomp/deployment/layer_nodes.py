@@ -36,8 +36,8 @@ class LayerNode:
 def layer_nodes(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> Iterator[LayerNode]:
     """The nodes that multiply by one of the weights, or look its rows up.
 
-    They are found by the weight's name or, where an exporter has renamed or transposed it, by its
-    content. Layers with equal weights are taken in the order of `weights`; where more nodes read
+    They are found by the weight's name or, where an exporter has renamed, transposed or merged it, by
+    its content. Layers with equal weights are taken in the order of `weights`; where more nodes read
     a weight than there are layers with it, the first of these is found again.
 
     Args:
@@ -66,7 +66,7 @@ def layer_nodes(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> It
             initializer = initializers.get(name) or turned.get(name)
             if initializer is None or initializer.data_type != onnx.TensorProto.FLOAT:
                 continue
-            if name in by_name:
+            if name in by_name and by_name[name] not in claimed:
                 claimed.add(by_name[name])
                 yield LayerNode(index, node, by_name[name], name, False)
                 break
@@ -82,4 +82,5 @@ def layer_nodes(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> It
 
 
 def _content_of(array: np.ndarray) -> _Content:
-    return array.shape, hashlib.blake2b(np.ascontiguousarray(array, np.float32).data).digest()
+    without_minus_zero = np.ascontiguousarray(array, np.float32) + np.float32(0)
+    return array.shape, hashlib.blake2b(without_minus_zero.data).digest()

@@ -42,6 +42,20 @@ def share_weights(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(copies[len(nodes) :])
 
 
+def without_copies(graph: onnx.GraphProto) -> None:
+    """Lets all read an initializer itself; of equal ones the TorchScript exporter keeps one, and copies it by nodes."""
+    initializers = {entry.name for entry in graph.initializer}
+    copies = [node for node in graph.node if node.op_type == "Identity" and node.input[0] in initializers]
+    sources = {node.output[0]: node.input[0] for node in copies}
+    for output in graph.output:
+        sources.pop(output.name, None)
+    for node in copies:
+        if node.output[0] in sources:
+            graph.node.remove(node)
+    for node in graph.node:
+        node.input[:] = [sources.get(name, name) for name in node.input]
+
+
 def _alike(graph: onnx.GraphProto) -> list[list[tuple[str, np.ndarray]]]:
     """Matrices that could equal each other or each other's transpose, by their sizes, first and last elements."""
     groups: dict[tuple[object, ...], list[tuple[str, np.ndarray]]] = {}

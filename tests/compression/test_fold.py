@@ -106,3 +106,32 @@ def test_bytes_of_norms_that_stay_shrink_with_what_they_norm():
     config = {"prune": {"sparsity": 0.9}}
     size = len(nc.compress(task, config, epochs=0).artifact.content)
     assert nc.CostModel(task)(config)["size_mb"] * 1e6 == pytest.approx(size, rel=0.01)
+
+
+class NormThenReLU(nn.BatchNorm2d):
+    """As timm's `BatchNormAct2d` is: a norm that brings its activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class Halved(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+@pytest.mark.parametrize(("norm", "folded"), [(NormThenReLU, True), (Halved, False)])
+def test_norms_that_do_more_keep_what_they_do(norm, folded):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.Conv2d(8, 4, 3), norm(4)).train()
+    inputs = torch.randn(16, 3, 8, 8)
+    model(inputs)
+    model.eval()
+    expected = model(inputs)
+    fold_batch_norm(model, inputs)
+    assert (model(inputs) - expected).abs().max() < 1e-5
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules()) != folded

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ray_nascomp as nc
 from ray_nascomp.deployment.export import ExportError
+from ray_nascomp.deployment.runtime import make_session, run_session
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.pipeline import CompressionRun
 
@@ -84,7 +85,38 @@ class BiasedNet(nn.Sequential):
         super().__init__(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
 
 
-@pytest.mark.parametrize("make", [TiedNet, DenseNet, SharedNet, PReLUNet, BiasedNet, AttentionNet])
+class NormThenReLU(nn.BatchNorm2d):
+    """As timm's `BatchNormAct2d` is: a norm that brings its activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class FreshNet(nn.Module):
+    """Residual blocks that begin as nothing: the last norm of each is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 8), NormThenReLU(8))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(conv(8, 16), NormThenReLU(16), conv(16, 8), nn.BatchNorm2d(8)) for _ in range(2)
+        )
+        for block in self.blocks:
+            nn.init.zeros_(block[-1].weight)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = torch.relu(x + block(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("make", [TiedNet, DenseNet, SharedNet, PReLUNet, BiasedNet, AttentionNet, FreshNet])
 def test_costs_stay_exact_and_the_file_does_what_the_model_does(make):
     torch.manual_seed(0)
     task = nc.Task(make(), DATA, DATA)
@@ -242,3 +274,14 @@ def test_training_that_diverges_is_infeasible(quantize):
     metrics = nc.compress(task, {"quantize": quantize}, epochs=2).metrics
     assert not metrics["feasible"]
     assert metrics["reason"] == "training diverged in epoch 1; try a lower finetune/lr"
+
+
+def test_layers_with_equal_weights_are_told_apart():
+    torch.manual_seed(0)
+    network = FreshNet().eval()
+    with torch.no_grad():
+        expected = network(INPUTS)
+    step = nc.compress(nc.Task(network, DATA, DATA), {"quantize": {"method": "ptq", "bits": 8}}, epochs=0)
+    found = torch.from_numpy(run_session(make_session(step.artifact.content), INPUTS, ("x",)))
+    assert (found - expected).norm() / expected.norm() < 0.02
+    assert step.metrics["size_ratio"] > 1.5
