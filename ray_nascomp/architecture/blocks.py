@@ -117,13 +117,17 @@ def drop_blocks(model: nn.Module, names: set[str]) -> None:
         for number, layer in enumerate(kept.values()):
             inner: Any
             for inner in layer.modules():
-                if hasattr(inner, "layer_idx"):
-                    inner.layer_idx = number  # A cache has a place for each layer.
+                for key in ("layer_idx", "layer_id"):  # A cache has a place for each layer.
+                    if hasattr(inner, key):
+                        setattr(inner, key, number)
         for config in _configs(model, stack):
             set_stack_length(config, stack, len(kept))
-            kinds = getattr(config, "layer_types", None)
-            if isinstance(kinds, list) and len(kinds) == len(layers):
-                config.layer_types = [kinds[place] for place in places]
+            for field in ("layer_types", "attention_layers"):
+                kinds = getattr(config, field, None)
+                if isinstance(kinds, list) and len(kinds) == len(layers):
+                    setattr(config, field, [kinds[place] for place in places])
+            if hasattr(config, "attention_types"):  # GPT-Neo tells its kinds of layers twice.
+                config.attention_types = [[config.attention_layers, 1]]
 
 
 def set_stack_length(config: Any, stack: str, length: int) -> None:
@@ -132,7 +136,13 @@ def set_stack_length(config: Any, stack: str, length: int) -> None:
     for side in ("encoder", "decoder"):
         if f"{side}." in stack and hasattr(config, f"{side}_layers"):
             field = f"{side}_layers"
-    setattr(config, field if hasattr(config, field) else "num_hidden_layers", length)
+    field = field if hasattr(config, field) else "num_hidden_layers"
+    stages = getattr(config, "stage_names", None) or ()
+    is_backbone = len(stages) - 1 == getattr(config, field, None)
+    setattr(config, field, length)
+    if is_backbone:  # It names its layers, and those whose outputs it gives: the last one.
+        config.stage_names = stages[: length + 1]
+        config.set_output_features_output_indices(None, None)
 
 
 def _configs(model: nn.Module, stack: str) -> Iterator[Any]:

@@ -141,6 +141,32 @@ def test_weights_that_transformers_renames_are_found_again(tmp_path: Path) -> No
     torch.testing.assert_close(logits(loaded, inputs), logits(network, inputs), rtol=0, atol=1e-6)
 
 
+def test_configs_that_list_their_blocks_lose_the_same(tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48}
+    generator = torch.Generator().manual_seed(0)
+    pixels = {"pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
+    tokens = {"input_ids": torch.randint(3, 40, (2, 9), generator=generator)}
+    backbone = {**sizes, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16, "patch_size": 8}
+    kinds = {**sizes, "num_layers": 3, "num_heads": 4, "attention_types": [[["global", "local", "local"], 1]]}
+    for name, config, inputs, expected in (
+        ("Dinov2ForImageClassification", backbone, pixels, {"stage_names": ["stem", "stage1", "stage2"]}),
+        ("GPTNeoForCausalLM", {**kinds, "vocab_size": 50}, tokens, {"attention_layers": ["global", "local"]}),
+    ):
+        model_class = getattr(transformers, name)
+        torch.manual_seed(0)
+        model = model_class(model_class.config_class(**config)).eval()
+        build, architecture = elastic_transformer(model)
+        kept = whole(architecture)
+        next(values for values in kept.values() if "keep" in values)["keep"] = False
+        network = build(kept)
+        assert save_network(network, tmp_path / name, name, use_cache=False)
+        loaded = model_class.from_pretrained(tmp_path / name).eval()
+        assert {key: getattr(loaded.config, key) for key in expected} == expected
+        torch.testing.assert_close(logits(loaded, inputs), logits(network, inputs), rtol=0, atol=1e-6)
+
+
 def test_stages_of_several_widths_load_again(tmp_path: Path) -> None:
     import transformers
 
