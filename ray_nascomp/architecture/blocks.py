@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,12 @@ def drop_blocks(model: nn.Module, names: set[str]) -> None:
 
 
 def set_stack_length(config: Any, stack: str, length: int) -> None:
-    """Writes a stack's number of blocks into a config."""
+    """Writes a stack's number of blocks into a config, for one stage of several into that stage's place."""
+    stages_above = re.findall(r"\.(\d+)\.", stack)
+    depths = getattr(config, "depths", None)
+    if stages_above and isinstance(depths, list):
+        config.depths = [length if str(stage) == stages_above[-1] else depth for stage, depth in enumerate(depths)]
+        return
     field = next((field for ending, field in _STACK_LENGTHS.items() if stack.endswith(ending)), "num_hidden_layers")
     for side in ("encoder", "decoder"):
         if f"{side}." in stack and hasattr(config, f"{side}_layers"):
@@ -156,10 +162,11 @@ def _configs(model: nn.Module, stack: str) -> Iterator[Any]:
 
 
 def _place(model: nn.Module, name: str) -> tuple[str, str] | None:
-    """The outermost list that a module stands in, and its key there."""
+    """The innermost list of alike layers that a module stands in, and its key there; T5's blocks list unlike ones."""
     parts = name.split(".")
-    for end in range(1, len(parts)):
-        if isinstance(model.get_submodule(".".join(parts[:end])), nn.ModuleList):
+    for end in range(len(parts) - 1, 0, -1):
+        stack = model.get_submodule(".".join(parts[:end]))
+        if isinstance(stack, nn.ModuleList) and len({type(layer) for layer in stack}) == 1:
             return ".".join(parts[:end]), parts[end]
     return None
 

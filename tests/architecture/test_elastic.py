@@ -157,3 +157,24 @@ def test_what_cannot_be_elastic_is_refused() -> None:
         elastic_transformer(model, heads=(0.0, 1.0))
     with pytest.raises(ConfigError, match="nothing is left to search"):
         elastic_transformer(model, heads=(), widths=(1.0,), depth=False)
+
+
+def test_blocks_of_several_stages_are_left_out_one_by_one() -> None:
+    import transformers
+
+    sizes = {"hidden_sizes": [24, 36, 48], "neck_hidden_sizes": [8, 12, 16, 20, 24, 28, 64]}
+    config = transformers.MobileViTConfig(image_size=32, **sizes, num_labels=3)
+    torch.manual_seed(0)
+    model = transformers.MobileViTForImageClassification(config).eval()
+    build, architecture = elastic_transformer(model)
+    assert [name for name in architecture if name.startswith("mobilevit.encoder.layer.4.")] == [
+        f"mobilevit.encoder.layer.4.transformer.layer.{number}" for number in range(3)
+    ]
+    kept = whole(architecture)
+    for values in kept.values():
+        if "keep" in values:
+            values["keep"] = False
+    network = build(kept)
+    inputs = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+    assert len(find_attentions(network)) == 3  # Of nine, the first of each stage.
+    assert logits(network, inputs).isfinite().all()

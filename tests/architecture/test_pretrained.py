@@ -172,18 +172,22 @@ def test_stages_of_several_widths_load_again(tmp_path: Path) -> None:
 
     pairs = {"sr_ratios": [2, 1], "patch_sizes": [3, 3], "strides": [2, 2], "mlp_ratios": [2, 2]}
     config = transformers.SegformerConfig(
-        num_encoder_blocks=2, depths=[1, 1], hidden_sizes=[16, 24], num_attention_heads=[2, 3], num_labels=3, **pairs
+        num_encoder_blocks=2, depths=[1, 2], hidden_sizes=[16, 24], num_attention_heads=[2, 3], num_labels=3, **pairs
     )
     torch.manual_seed(0)
     model = transformers.SegformerForImageClassification(config).eval()
     build, architecture = elastic_transformer(model)
     # The width is that of the depthwise convolution between the two layers as well.
-    assert [set(dimensions) for dimensions in architecture.values()] == [{"heads"}]
-    network = build({name: {"heads": 1} for name in architecture})
-    assert not save_network(network, tmp_path, "AutoModelForImageClassification", use_cache=False)
-    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    assert [set(dimensions) for dimensions in architecture.values()] == [{"heads"}, {"heads", "keep"}]
+    first, second = architecture
     inputs = {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
-    torch.testing.assert_close(logits(loaded, inputs), logits(network, inputs), rtol=0, atol=1e-6)
+    for heads, is_plain in ((3, True), (1, False)):
+        network = build({first: {"heads": heads}, second: {"keep": False, "heads": 3}})
+        folder = tmp_path / str(heads)
+        assert save_network(network, folder, "AutoModelForImageClassification", use_cache=False) is is_plain
+        loaded = transformers.AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
+        assert loaded.config.depths == [1, 1]
+        torch.testing.assert_close(logits(loaded, inputs), logits(network, inputs), rtol=0, atol=1e-6)
 
 
 def test_factors_are_saved_and_strange_layers_refused(tmp_path: Path) -> None:
