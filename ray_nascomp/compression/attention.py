@@ -314,6 +314,9 @@ def _is_known(module: nn.Module) -> bool:
     code = getattr(forward, "__code__", None)
     if code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:
         return False
+    counts = {"num_attention_heads", "num_key_value_heads"}.intersection(code.co_names)
+    if not all(hasattr(module, name) for name in counts):  # The config tells one number for all layers: Moonshine.
+        return False
     # A bias for each head that comes from outside would keep the removed heads.
     outside = [name for name in inspect.signature(forward).parameters if "bias" in name or name.startswith("rel_")]
     return not outside or _has_position_bias(module)

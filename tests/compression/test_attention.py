@@ -118,6 +118,8 @@ def test_bias_from_outside_and_parameters_for_each_head_are_left_alone() -> None
         ("SwinAttention",),
         ("Olmo2Attention",),
     ]
+    moonshine = transformers.MoonshineModel(transformers.MoonshineConfig(vocab_size=50, hidden_size=32))
+    assert find_attentions(moonshine) == ()  # Its config tells how many heads there are.
     plain = transformers.BeitModel(transformers.BeitConfig(**sizes, **image))
     assert len(find_attentions(plain)) == 1
     assert attentions_left_whole(plain, find_attentions(plain)) == ()
