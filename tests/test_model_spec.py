@@ -92,3 +92,36 @@ def test_a_view_into_heads_makes_a_group_unprunable():
 def test_a_model_that_does_not_run_is_refused_with_the_reason():
     with pytest.raises(UntraceableModelError, match="example inputs"):
         ModelSpec.from_model(nn.Linear(5, 2), INPUTS)
+
+
+def test_attentions_whose_heads_stay_whole_are_told() -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 32}
+    config = transformers.BeitConfig(**sizes, image_size=16, patch_size=8, use_relative_position_bias=True)
+    with pytest.warns(UserWarning, match="heads of BeitAttention in BeitModel stay whole"):
+        spec = ModelSpec.from_model(transformers.BeitModel(config), {"pixel_values": torch.randn(2, 3, 16, 16)})
+    assert "layers.0.mlp.fc1" in spec.prunable_names
+    assert not any(group.is_heads for group in spec.groups)
+
+
+def test_operations_are_counted_where_views_of_weights_pass_through_modules() -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 32}
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    model = transformers.DebertaModel(transformers.DebertaConfig(vocab_size=40, **sizes, **relative))
+    tokens = {"input_ids": torch.arange(3, 15).reshape(2, 6)}
+    with pytest.warns(UserWarning, match="heads of DisentangledSelfAttention in DebertaModel stay whole"):
+        spec = ModelSpec.from_model(model, tokens)
+    in_layers = sum(np.prod(layer.weight_shape) * layer.positions for layer in spec.compressible_layers)
+    assert in_layers > 6 * 2 * 24 * 32
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_stands_around_unknown_rotated_attention_is_followed() -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
+    model = transformers.Olmo2Model(transformers.Olmo2Config(vocab_size=40, **sizes))
+    with pytest.warns(UserWarning, match="heads of Olmo2Attention in Olmo2Model stay whole") as told:
+        spec = ModelSpec.from_model(model, {"input_ids": torch.arange(3, 15).reshape(2, 6)})
+    assert list(spec.prunable_names) == ["layers.0.mlp.gate_proj", "layers.1.mlp.gate_proj"]
+    assert len(told) == 1

@@ -163,22 +163,21 @@ def find_attentions(model: nn.Module) -> tuple[Attention, ...]:
     return tuple(found.values())
 
 
-def attentions_left_whole(model: nn.Module, found: Iterable[Attention]) -> tuple[str, ...]:
-    """Names of classes that look like attention, none of whose heads is among those found.
+def attentions_left_whole(model: nn.Module, found: Iterable[Attention]) -> dict[str, nn.Module]:
+    """What looks like attention and is not among those found, by name.
 
     Args:
         model: The model.
         found: Its attentions, of `find_attentions`.
     """
     known = {member.name for attention in found for member in attention.members}
-    classes = {
-        type(module).__name__: None
+    return {
+        name: module
         for name, module in model.named_modules()
         if name not in known
         and any(isinstance(getattr(module, key, None), int) for key in (*_HEAD_COUNT_NAMES, *_HEAD_DIM_NAMES))
         and sum(isinstance(child, nn.Linear) or _is_conv1d(child) for child in module.children()) > 1
     }
-    return tuple(classes)
 
 
 def remove_heads(model: nn.Module, attention: Attention, units: Iterable[int]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_nascomp.compression.attention import Attention, find_attentions, keep_inputs
+from ray_nascomp.compression.attention import Attention, attentions_left_whole, find_attentions, keep_inputs
 
 
 @contextmanager
@@ -27,12 +27,20 @@ def standing_in(model: nn.Module) -> Iterator[dict[nn.Module, str]]:
     """
     originals: dict[str, nn.Module] = {}
     replaced: dict[nn.Module, str] = {}
-    for attention in find_attentions(model):
-        for member in attention.members:
-            if _cannot_be_followed(member, model.get_submodule(member.name)):
-                for name in {member.query, member.key, member.value}:
-                    originals[name] = model.get_submodule(name)
-                    replace_module(model, name, _Detached(originals[name]))
+    attentions = find_attentions(model)
+    detached = [
+        name
+        for attention in attentions
+        for member in attention.members
+        if _cannot_be_followed(member, model.get_submodule(member.name))
+        for name in {member.query, member.key, member.value}
+    ]
+    for path, module in attentions_left_whole(model, attentions).items():
+        if _rotates(module):
+            detached += [f"{path}.{name}" for name, child in module.named_children() if isinstance(child, nn.Linear)]
+    for name in detached:
+        originals[name] = model.get_submodule(name)
+        replace_module(model, name, _Detached(originals[name]))
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.RNNBase) and name:
             originals[name] = module
@@ -48,9 +56,13 @@ def standing_in(model: nn.Module) -> Iterator[dict[nn.Module, str]]:
 
 def _cannot_be_followed(attention: Attention, module: nn.Module) -> bool:
     """Whether queries are grouped, come out of a layer with the keys, or are rotated by their positions."""
+    return _rotates(module) or attention.kv_heads != attention.heads or attention.query == attention.key
+
+
+def _rotates(module: nn.Module) -> bool:
+    """Whether an attention rotates queries and keys by their positions."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    rotates = code is not None and any("rotary" in name for name in code.co_names)
-    return rotates or attention.kv_heads != attention.heads or attention.query == attention.key
+    return code is not None and any("rotary" in name for name in code.co_names)
 
 
 def remove_inputs(layer: Any, indices: Iterable[int]) -> None:

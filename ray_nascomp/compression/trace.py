@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ray_nascomp.compression.attention import Attention, find_attentions
+from ray_nascomp.compression.attention import Attention, attentions_left_whole, find_attentions
 from ray_nascomp.compression.fold import foldable_pairs
 from ray_nascomp.compression.graph import ChannelGraph, build_graph, modules_with_tied_weights
 from ray_nascomp.compression.low_rank import factorisable_layers
@@ -35,11 +36,21 @@ def trace_model(model: nn.Module, example_inputs: Any) -> ModelSpec:
 
     Raises:
         UntraceableModelError: If the model cannot be run or traced.
+
+    Warns:
+        UserWarning: If there are attentions none of whose heads can be removed.
     """
-    traced = copy.deepcopy(model).eval()
+    traced = copy.deepcopy(model).eval().requires_grad_(False)
     use_plain_layers(traced)
     run = _Run(traced, example_inputs)
     attentions = find_attentions(traced)
+    whole = dict.fromkeys(type(module).__name__ for module in attentions_left_whole(traced, attentions).values())
+    if whole:
+        warnings.warn(
+            f"heads of {', '.join(whole)} in {type(model).__name__} stay whole, all else can be compressed: how they "
+            "share out channels is not known",
+            stacklevel=2,
+        )
     try:
         graph = build_graph(traced, example_inputs, attentions)
     except UntraceableModelError:
