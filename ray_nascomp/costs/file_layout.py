@@ -16,6 +16,8 @@ class LayerPlace:
         is_positive: Whether that tensor has no values below 0.
         followers: Names of the layers that read its output; None where something else does, too.
         nodes: How many nodes it has; stacked recurrent layers have several.
+        sigmoids: How many sigmoids of its output are quantized together with it.
+        products: How many products with these are.
     """
 
     operator: str = ""
@@ -23,6 +25,8 @@ class LayerPlace:
     is_positive: bool = False
     followers: tuple[str, ...] | None = None
     nodes: int = 1
+    sigmoids: int = 0
+    products: int = 0
 
 
 @dataclass(frozen=True)

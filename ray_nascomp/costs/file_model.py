@@ -85,6 +85,8 @@ class FileModel:
         self._is_positive = np.zeros(len(columns), bool)
         self._followers = np.zeros((len(layers), len(layers)))
         self._is_followed = np.array([place.followers is not None for place in places])
+        self._sigmoids = np.array([place.sigmoids for place in places], float)
+        self._products = np.array([place.products for place in places], float)
         for layer, (place, number) in enumerate(zip(places, numbers, strict=True)):
             self._reads[layer, columns[number]] = 1
             self._is_positive[columns[number]] |= place.is_positive
@@ -100,14 +102,16 @@ class FileModel:
         last = np.add.reduce([1.0 * (where & c.is_last) for where, c in pairs])
         read = reading @ self._reads > 0
         followed = self._is_followed & (reading @ self._followers >= self._followers.sum(0))
-        outputs = (last * self._forms.is_conv * ~followed).sum(1)
+        unfollowed = last * self._forms.is_conv * ~followed
+        sigmoids, products = unfollowed @ self._sigmoids, unfollowed @ self._products
         biases = sum(
             np.where(where & c.is_last & ~followed, self._forms.integer_biases(c), 0).sum(1) for where, c in pairs
         )
-        count = read.sum(1) + inner.sum(1) + outputs
-        zeros = read & self._is_positive
-        own = count - zeros.sum(1) + zeros.any(1)
-        total = count * _PAIR + own * scalar(1) + biases
+        count = read.sum(1) + inner.sum(1) + unfollowed.sum(1) + sigmoids + products
+        zeros = (read & self._is_positive).sum(1) + sigmoids
+        own = count - zeros + (zeros > 0)
+        # All sigmoids have one scale.
+        total = count * _PAIR + own * scalar(1) - np.maximum(sigmoids - 1, 0) * scalar(FLOAT) + biases
         if self._smoothed.any():
             for where, c in pairs:
                 smoothed = where & self._smoothed

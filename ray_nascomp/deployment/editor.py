@@ -20,6 +20,10 @@ class GraphEditor:
         self._after: dict[int, list[onnx.NodeProto]] = {}
         self._constants: dict[str, onnx.TensorProto] = {}
 
+    def node(self, index: int) -> onnx.NodeProto:
+        """The node at a position."""
+        return self._graph.node[index]
+
     def before(self, index: int, added: NodeList) -> None:
         """Puts nodes in front of the one at a position."""
         self._before.setdefault(index, []).extend(added.nodes)

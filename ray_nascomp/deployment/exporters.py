@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ray_nascomp.deployment.axes import Axes
 from ray_nascomp.deployment.padding import fold_padding
+from ray_nascomp.deployment.pooling import use_global_pooling
 from ray_nascomp.deployment.sharing import without_copies
 from ray_nascomp.tasks.calling import OutputTensor, call, tensors_of
 
@@ -56,7 +57,7 @@ class Exporter:
         wrapper = OutputTensor(model, tuple(tensors) if isinstance(inputs, dict) else None).eval()
         run = _torchscript if self.name == "torchscript" else _dynamo
         with _quiet(), _ready(model, self.attention):
-            return run(wrapper, tuple(tensors.values()), names, axes, self.opset)
+            return use_global_pooling(run(wrapper, tuple(tensors.values()), names, axes, self.opset))
 
 
 def exporters_for(model: nn.Module, inputs: Any) -> tuple[Exporter, ...]:

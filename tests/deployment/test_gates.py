@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ray_nascomp as nc
+from ray_nascomp.deployment.exporters import Exporter
+from ray_nascomp.deployment.gates import silu_scale
+from ray_nascomp.nni_adapter.quantization import ActivationScale
+
+
+class Gated(nn.Module):
+    """A block with SiLU whose channels are gated (squeeze and excitation), and a mean over the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide = nn.Conv2d(3, 16, 3, padding=1)
+        self.squeeze, self.excite = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+        self.narrow = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.silu(self.wide(x))
+        gates = self.excite(nn.functional.silu(self.squeeze(x.mean((2, 3), keepdim=True))))
+        x = nn.functional.silu(self.narrow(x * gates.sigmoid()))
+        return self.head(x.mean((2, 3)))
+
+
+INPUTS = 2 * torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def task() -> nc.Task:
+    data = INPUTS, torch.arange(64) % 5
+    return nc.Task(Gated().eval(), data, data)
+
+
+def test_sigmoids_and_their_products_compute_in_integers(task, tmp_path):
+    step = nc.compress(task, {"quantize": {"method": "ptq", "bits": 8}}, epochs=0)
+    assert step.metrics["export_error"] < 0.03
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session = ort.InferenceSession(step.artifact.content, options)
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    # Three of SiLU and the gate; three products of SiLU and the gated one; no layer is left in floating point.
+    assert operators.count("QLinearSigmoid") == 4
+    assert operators.count("QLinearMul") == 4
+    assert operators.count("QLinearGlobalAveragePool") == 2
+    assert not {"Conv", "Gemm", "Sigmoid", "Mul"} & set(operators)
+    (found,) = session.run(None, {session.get_inputs()[0].name: INPUTS.numpy()})
+    expected = task.model(INPUTS).detach().numpy()
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("bits", [8, {"wide": 8}, {"excite": 8, "narrow": 8}, {"squeeze": 8, "head": 8}])
+def test_their_bytes_are_told(task, bits):
+    config = {"quantize": {"method": "ptq", "bits": bits if bits == 8 else {"*": 32, **bits}}}
+    size = len(nc.compress(task, config, epochs=0).artifact.content)
+    assert nc.CostModel(task)(config)["size_mb"] * 1e6 == pytest.approx(size, rel=0.01)
+
+
+@pytest.mark.parametrize("scale", [ActivationScale(0.05, 100), ActivationScale(0.01, 0), ActivationScale(0.02, 255)])
+def test_the_scale_of_silu_holds_all_that_it_makes(scale):
+    values = (torch.arange(256) - scale.zero_point) * scale.scale
+    products = nn.functional.silu(values)
+    made = silu_scale(scale)
+    rounded = ((products / made.scale).round() + made.zero_point).clamp(0, 255)
+    restored = (rounded - made.zero_point) * made.scale
+    torch.testing.assert_close(restored, products, rtol=0, atol=made.scale)
+    assert made.scale == pytest.approx(float(products.max().clamp(min=0) - products.min()) / 255, rel=1e-5)
+
+
+class Means(nn.Module):
+    def __init__(self, axes: tuple[int, ...], keepdim: bool) -> None:
+        super().__init__()
+        self.axes, self.keepdim = axes, keepdim
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean(self.axes, keepdim=self.keepdim).flatten(1)
+
+
+@pytest.mark.parametrize("name", ["torchscript", "dynamo"])
+@pytest.mark.parametrize(
+    ("axes", "keepdim", "pooled"),
+    [((2, 3), False, True), ((-1, -2), True, True), ((1, 2), False, False), ((3,), False, False)],
+)
+def test_means_of_images_are_pooled(name, axes, keepdim, pooled):
+    model = Means(axes, keepdim).eval()
+    proto = Exporter(name).export(model, INPUTS[:2], ("x",), ({0: "batch"},))
+    assert ("GlobalAveragePool" in {node.op_type for node in proto.graph.node}) == pooled
+    (found,) = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": INPUTS.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(INPUTS), rtol=0, atol=1e-5)
