@@ -10,8 +10,10 @@ import onnx
 from torch import nn
 
 from ray_nascomp.costs.file_layout import LayerPlace
+from ray_nascomp.deployment.gates import find_gates
 from ray_nascomp.deployment.layer_nodes import layer_nodes
 from ray_nascomp.deployment.qdq import followers_of
+from ray_nascomp.deployment.readers import Readers
 from ray_nascomp.deployment.recurrent import nodes_of
 
 _POSITIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid")
@@ -35,16 +37,20 @@ def places_of(graph: onnx.GraphProto, network: nn.Module, layers: Iterable[str])
     }
     made_by = {output: node for node in graph.node for output in node.output}
     found = list(layer_nodes(graph, weights))
-    followers = followers_of(graph, found)
+    followers = followers_of(found, Readers(graph, found))
+    gates = find_gates(graph, found)
     numbers: dict[str, int] = {}
     places = {}
     for entry in found:
+        own_gates = [gate for gate in gates if gate.layer == entry.index]
         tensor = entry.node.input[1 if entry.node.op_type == "Gather" else 0]
         places[entry.layer] = LayerPlace(
             entry.node.op_type,
             numbers.setdefault(tensor, len(numbers)),
             _is_positive(made_by.get(tensor), made_by),
             followers.get(entry.index),
+            sigmoids=len(own_gates),
+            products=sum(gate.product is not None for gate in own_gates),
         )
     for index, (name, _) in nodes_of(graph, network, recurrent).items():
         known = places.get(name, LayerPlace(graph.node[index].op_type, nodes=0))

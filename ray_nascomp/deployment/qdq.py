@@ -13,7 +13,7 @@ to an operator of ONNX Runtime's own (`blocks`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,9 @@ from onnx import helper, numpy_helper
 from ray_nascomp.costs.file_layout import block_size
 from ray_nascomp.deployment.blocks import BLOCK_DOMAIN, block_product, pack_blocks
 from ray_nascomp.deployment.editor import GraphEditor
+from ray_nascomp.deployment.gates import SIGMOID_SCALE, find_gates, silu_scale
 from ray_nascomp.deployment.layer_nodes import LayerNode, layer_nodes
+from ray_nascomp.deployment.readers import Readers
 from ray_nascomp.deployment.stored import (
     UNPACKING_OPSET,
     NodeList,
@@ -33,8 +35,6 @@ from ray_nascomp.deployment.stored import (
 )
 from ray_nascomp.nni_adapter.quantization import ActivationScale, Calibration, LayerScales
 
-# Through these ONNX Runtime moves a quantization upwards.
-_TRANSPARENT_OPS = ("Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 _ROUNDING = 1e-5
 _BIAS_LIMIT = 2**30
 """Largest multiple that a bias is of the scales' product."""
@@ -51,43 +51,18 @@ def unfollowed_convolutions(
         quantized: Names of the layers whose inputs will be quantized.
     """
     found = list(layer_nodes(proto.graph, {name: weights[name] for name in quantized}))
-    followers = followers_of(proto.graph, found)
+    followers = followers_of(found, Readers(proto.graph, found, through_joins=True))
     return {entry.layer for entry in found if entry.node.op_type == "Conv" and followers[entry.index] is None}
 
 
-def followers_of(graph: onnx.GraphProto, layers: Sequence[LayerNode]) -> dict[int, tuple[str, ...] | None]:
-    """Who reads what convolutions, and linear layers with a bias, make.
+def followers_of(layers: Iterable[LayerNode], readers: Readers) -> dict[int, tuple[str, ...] | None]:
+    """Position of a convolution, or a linear layer with a bias -> the layers that read its output, as `readers` says.
 
     Args:
-        graph: The graph.
-        layers: Its layers.
-
-    Returns:
-        Position of a node -> names of the layers that read its output, perhaps after operators
-        through which a quantization moves; None where the graph's output or anything else reads it.
+        layers: The graph's layers.
+        readers: Who reads what.
     """
-    names = {found.index: found.layer for found in layers}
-    consumers: dict[str, list[tuple[int, onnx.NodeProto]]] = {}
-    for index, node in enumerate(graph.node):
-        for name in node.input:
-            consumers.setdefault(name, []).append((index, node))
-    outputs = {output.name for output in graph.output}
-
-    def readers(tensor: str) -> tuple[str, ...] | None:
-        users = consumers.get(tensor, [])
-        if not users or tensor in outputs:
-            return None
-        found: list[str] = []
-        for index, user in users:
-            if index in names and user.input[0] == tensor:
-                found.append(names[index])
-            elif user.op_type in _TRANSPARENT_OPS and (further := readers(user.output[0])) is not None:
-                found += further
-            else:
-                return None
-        return tuple(found)
-
-    return {found.index: readers(found.node.output[0]) for found in layers if found.node.op_type in ("Conv", "Gemm")}
+    return {entry.index: readers.of(entry.node.output[0]) for entry in layers if entry.node.op_type in ("Conv", "Gemm")}
 
 
 def insert_quantization(
@@ -115,6 +90,7 @@ def insert_quantization(
     opset = next(entry.version for entry in result.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < UNPACKING_OPSET and any(stored_bits("linear", scales.bits) < 8 for scales in calibration.values()):
         raise ValueError(f"weights of fewer than 8 bits need opset {UNPACKING_OPSET}, the graph has {opset}")
+    _reshape_instead_of_flattening(graph)
     known = exported or weights
     found = list(layer_nodes(graph, {name: known[name] for name in calibration}))
     missing = set(calibration) - {entry.layer for entry in found}
@@ -122,22 +98,44 @@ def insert_quantization(
         raise ValueError(f"layers {sorted(missing)} are not in the exported graph")
     biases = _biases(graph, found)
     calibration = _with_room_for_biases(found, biases, calibration)
+    gates = find_gates(graph, found)
+    quantized = [entry for entry in found if calibration[entry.layer].input is not None]
+    readers = Readers(graph, quantized, through_joins=True)
     writer = _Writer(
         GraphEditor(graph),
+        readers,
         _owners(weights, calibration),
         {entry.layer for entry in found if entry.node.op_type == "Gather"},
         _clip_limits(graph),
     )
-    followers = followers_of(graph, [entry for entry in found if calibration[entry.layer].input is not None])
+    followers = followers_of(quantized, readers)
     for entry in found:
         if entry.node.op_type == "Gemm" and entry.index in biases and followers.get(entry.index, ()) is None:
             writer.write_bias(entry, biases[entry.index], calibration[entry.layer])
         writer.write(entry, weights[entry.layer], calibration[entry.layer])
+    names = {entry.index: entry.layer for entry in found}
+    for gate in gates:
+        output = calibration[names[gate.layer]].output
+        if output is not None:
+            writer.write_output(gate.sigmoid, SIGMOID_SCALE)
+            if gate.product is not None:
+                writer.write_output(gate.product, silu_scale(output))
     writer.editor.finish()
     if any(node.domain == BLOCK_DOMAIN for node in graph.node):
         result.opset_import.append(helper.make_opsetid(BLOCK_DOMAIN, 1))
     onnx.checker.check_model(result)
     return result
+
+
+def _reshape_instead_of_flattening(graph: onnx.GraphProto) -> None:
+    """In place: through a Flatten ONNX Runtime moves no quantization, and the convolution before would not be fused."""
+    flat = [node for node in graph.node if node.op_type == "Flatten" and all(a.i == 1 for a in node.attribute)]
+    for node in flat:
+        node.op_type = "Reshape"
+        node.input.append("flat")
+        del node.attribute[:]
+    if flat:
+        graph.initializer.append(numpy_helper.from_array(np.array([0, -1]), "flat"))
 
 
 def _biases(graph: onnx.GraphProto, found: list[LayerNode]) -> dict[int, np.ndarray]:
@@ -196,6 +194,7 @@ class _Writer:
 
     Args:
         editor: Takes the changes.
+        readers: Which quantized layers read what.
         owners: Layer -> the one under whose name its integers are stored.
         tables: Layers whose rows are looked up.
         clip_limits: Tensor -> the largest value that the Clip which makes it lets through.
@@ -204,11 +203,14 @@ class _Writer:
     def __init__(
         self,
         editor: GraphEditor,
+        readers: Readers,
         owners: Mapping[str, str],
         tables: Collection[str],
         clip_limits: Mapping[str, float],
     ) -> None:
         self.editor = editor
+        self._readers = readers
+        self._joins: dict[int, tuple[str, ActivationScale]] = {}
         self._clip_limits = clip_limits
         self._owners = owners
         self._tables = {owners[layer] for layer in tables}
@@ -238,11 +240,16 @@ class _Writer:
         if scales.input is not None:
             entry.node.input[0] = self._activation(entry.node.input[0], scales.input, entry.index)
         if scales.output is not None:
-            output = entry.node.output[0]
-            raw = entry.node.output[0] = f"{output}_raw"
-            pair = self._pair(raw, scales.output)
-            pair.nodes[-1].output[0] = output
-            self.editor.after(entry.index, pair)
+            self.write_output(entry.index, scales.output)
+
+    def write_output(self, index: int, scale: ActivationScale) -> None:
+        """Quantizes and dequantizes what a node makes."""
+        node = self.editor.node(index)
+        output = node.output[0]
+        raw = node.output[0] = f"{output}_raw"
+        pair = self._pair(raw, scale)
+        pair.nodes[-1].output[0] = output
+        self.editor.after(index, pair)
 
     def _write_lookup(self, entry: LayerNode, weight: np.ndarray, scales: LayerScales) -> None:
         owner = self._owners[entry.layer]
@@ -300,12 +307,31 @@ class _Writer:
     def _activation(self, tensor: str, scale: ActivationScale, index: int) -> str:
         """Name of the tensor after it has been quantized and dequantized."""
         scale = self._within_clip(tensor, scale)
+        join = self._readers.join_before(tensor)
+        if join is not None:
+            output, scale = self._quantize_join(*join, scale)
+            if output == tensor:
+                return tensor
         key = (tensor, scale.scale, scale.zero_point)
         if key not in self._quantized:
             pair = self._pair(tensor, scale)
             self._quantized[key] = pair.nodes[-1].output[0]
             self.editor.before(index, pair)
         return self._quantized[key]
+
+    def _quantize_join(self, index: int, join: onnx.NodeProto, scale: ActivationScale) -> tuple[str, ActivationScale]:
+        """Has a concatenation join integers, each part quantized as the whole is; its output and the scale."""
+        if index not in self._joins:
+            self._joins[index] = (join.output[0], scale)
+            for position, part in enumerate(list(join.input)):
+                inner = self._readers.join_before(part)
+                if inner is not None and self._quantize_join(*inner, scale)[0] == part:
+                    continue
+                pair = self._pair(part, scale)
+                self.editor.before(index, pair)
+                join.input[position] = pair.nodes[-1].output[0]
+            self.write_output(index, scale)
+        return self._joins[index]
 
     def _within_clip(self, tensor: str, scale: ActivationScale) -> ActivationScale:
         """The scale whose largest value is not above the limit of the Clip before; ONNX Runtime then leaves that out.

@@ -118,7 +118,7 @@ class Trainer:
                         weights[name].mul_(mask.to(weights[name].device))
         self._indices = None
         if not all(parameter.isfinite().all() for parameter in ordered):
-            raise NonFiniteModelError(f"training diverged in epoch {epoch + 1}; try a lower finetune/lr")
+            raise NonFiniteModelError(f"weights are not finite after epoch {epoch + 1}; try a lower finetune/lr")
 
     def loss(self, batch: Batch, network: nn.Module) -> Tensor:
         """The task's loss, mixed with the distillation loss."""
