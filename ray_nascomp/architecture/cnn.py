@@ -19,7 +19,8 @@ from ray_nascomp.architecture.cnn_specs import RESOLUTION, CNNSpecs, Part, Reduc
 from ray_nascomp.architecture.residual import crop_kernel, large_kernels, leave_out, residual_blocks
 from ray_nascomp.architecture.shaping import Resize, resize_images
 from ray_nascomp.architecture.slicing import remove_units
-from ray_nascomp.compression.graph import Places, places_of
+from ray_nascomp.compression.graph import places_of
+from ray_nascomp.compression.units import Places
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.model_spec import GroupSpec, ModelSpec
 from ray_nascomp.space import when

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ray_nascomp.compression.graph import Places
+from ray_nascomp.compression.units import Places
 
 
 def remove_units(

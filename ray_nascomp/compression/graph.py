@@ -17,6 +17,7 @@ from torch import nn
 from ray_nascomp.compression.attention import Attention
 from ray_nascomp.compression.patches import CONVOLUTIONS
 from ray_nascomp.compression.stand_ins import remove_inputs, standing_in
+from ray_nascomp.compression.units import PRODUCERS, Places, are_exchangeable, is_depthwise, places_in
 from ray_nascomp.errors import UntraceableModelError
 from ray_nascomp.model_spec import GroupSpec
 from ray_nascomp.tasks.calling import call, main_output, map_tensors
@@ -24,7 +25,7 @@ from ray_nascomp.tasks.calling import call, main_output, map_tensors
 TRACE_SECONDS = 120
 """Time limit of one trace, and of finding its groups; grouped queries and shuffled channels hang torch-pruning."""
 
-_PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_PERMUTATIONS = ("PermuteBackward0", "TransposeBackward0")
 InGroups = dict[str, tuple[tuple[str, int], ...]]
 
 
@@ -45,11 +46,53 @@ class ChannelGraph:
     unused: frozenset[str] = frozenset()
 
 
+class _DependencyGraph(tp.DependencyGraph):
+    """torch-pruning's graph, cut where channels are shuffled, which it cannot follow.
+
+    Attributes:
+        ends: Nodes whose outputs it does not follow.
+    """
+
+    def _trace(self, *arguments: Any, **keywords: Any) -> dict[nn.Module, Any]:
+        nodes: dict[nn.Module, Any] = super()._trace(*arguments, **keywords)
+        self.ends: set[Any] = set()
+        beyond = [follower for node in nodes.values() if _is_shuffle(node) for follower in node.outputs]
+        for node in beyond:
+            self._cut_before(node)
+        # What meets channels in unknown places cannot be followed any further either.
+        while beyond:
+            node = beyond.pop()
+            if len(node.inputs) > 1:
+                self._cut_before(node)
+            if not isinstance(node.module, PRODUCERS):
+                beyond.extend(follower for follower in node.outputs if node in follower.inputs)
+        return nodes
+
+    def _cut_before(self, node: Any) -> None:
+        for source in node.inputs:
+            source.outputs.remove(node)
+        self.ends.update(node.inputs)
+        node.inputs = []
+
+
+def _is_shuffle(node: Any) -> bool:
+    """Whether a node reshapes what is then permuted and reshaped again."""
+    if node.type != tp.ops.OPTYPE.RESHAPE:
+        return False
+    permuted = False
+    while len(node.outputs) == 1 and node.outputs[0].type == tp.ops.OPTYPE.ELEMENTWISE:
+        (node,) = node.outputs
+        permuted = permuted or node.grad_fn.name() in _PERMUTATIONS
+        if len(node.inputs) > 1:
+            return False
+    return permuted and len(node.outputs) == 1 and node.outputs[0].type == tp.ops.OPTYPE.RESHAPE
+
+
 @dataclass(frozen=True)
 class _Traced:
     """torch-pruning's graph, and the layers that other ones stood in for while it was traced."""
 
-    graph: tp.DependencyGraph
+    graph: _DependencyGraph
     replaced: dict[nn.Module, str]
 
 
@@ -66,7 +109,7 @@ def _dependency_graph(model: nn.Module, example_inputs: Any) -> _Traced:
             parameter.requires_grad_(parameter.is_floating_point())
         try:
             with _time_limit(TRACE_SECONDS), torch.enable_grad():
-                graph = tp.DependencyGraph().build_dependency(
+                graph = _DependencyGraph().build_dependency(
                     model,
                     example_inputs=map_tensors(example_inputs, lambda tensor: tensor[:2]),
                     output_transform=main_output,
@@ -74,8 +117,7 @@ def _dependency_graph(model: nn.Module, example_inputs: Any) -> _Traced:
                 )
         except Exception as error:
             raise UntraceableModelError(
-                f"{type(model).__name__} cannot be traced by torch-pruning ({type(error).__name__}: {error}); its "
-                "channels cannot be pruned. Models have to be plain modules whose output depends on all layers."
+                f"{type(model).__name__} cannot be traced by torch-pruning ({type(error).__name__}: {error})"
             ) from error
         finally:
             for parameter in frozen:
@@ -98,17 +140,15 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
     tied = modules_with_tied_weights(model)
     inner = {layer for attention in attentions for layer in attention.rows([0])}
     traced = _dependency_graph(model, example_inputs)
-    names = {module: name for name, module in model.named_modules()} | traced.replaced
+    own_names = {module: name for name, module in model.named_modules()}
+    names = own_names | traced.replaced
     groups: list[GroupSpec] = []
     out_groups: dict[str, tuple[str, int]] = {}
     in_groups: dict[str, list[tuple[str, int]]] = {}
-    # A depthwise convolution over several groups would make one of them.
-    nodes = traced.graph.module2node
-    traced.graph.module2node = dict(sorted(nodes.items(), key=lambda item: _is_depthwise(item[0])))
+    places: dict[str, tuple[Places, ...]] = {}
     with _time_limit(TRACE_SECONDS):
-        found = list(traced.graph.get_all_groups(root_module_types=list(_PRODUCERS)))
-    for members in found:
-        width = len(members[0].idxs)
+        found = list(_tied_channels(traced.graph))
+    for members, width in found:
         producers: list[str] = []
         regular = True
         consumers: dict[str, int] = {}
@@ -118,19 +158,21 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
             name = names.get(module)
             # Bare parameters are not resized.
             regular = regular and not isinstance(module, nn.Parameter) and module not in tied
+            regular = regular and dependency.target not in traced.graph.ends
             if name is None:
                 continue
             pruner = traced.graph.get_pruner_of_module(module)
-            depthwise = _is_depthwise(module)
+            depthwise = is_depthwise(module)
             if isinstance(module, CONVOLUTIONS) and module.groups > 1 and not depthwise:
                 regular = False
-            if dependency.handler == pruner.prune_in_channels and not depthwise and isinstance(module, _PRODUCERS):
+            if dependency.handler == pruner.prune_in_channels and not depthwise and isinstance(module, PRODUCERS):
                 consumers[name] = consumers.get(name, 0) + len(indices)
             elif depthwise and module.out_channels != width:
                 # It follows a concatenation: its channels belong to several groups.
                 others[name] = others.get(name, 0) + len(indices)
-            elif isinstance(module, _PRODUCERS):
-                producers.append(name)
+            elif isinstance(module, PRODUCERS):
+                if name not in out_groups:
+                    producers.append(name)
                 # Where one layer is tied to several others, each with a part of its channels, none can be cut.
                 whole = len(indices) == width == module.weight.shape[0]
                 regular = regular and whole and module not in traced.replaced
@@ -146,12 +188,16 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
             in_groups.setdefault(name, []).append((root, count // width))
         prunable = regular and bool(consumers) and width > 1
         groups.append(GroupSpec(root, width, tuple(producers), prunable))
+        own = places_in(members, width, own_names, traced.graph) if prunable else None
+        if own is not None:
+            places[root] = own
     groups.sort(key=lambda group: order[group.name])
     groups = _keep_removable(model, example_inputs, groups)
+    groups = _keep_exchangeable(model, example_inputs, groups, places)
     unreached = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, _PRODUCERS) and module not in traced.graph.module2node and name not in inner
+        if isinstance(module, PRODUCERS) and module not in traced.graph.module2node and name not in inner
     ]
     return ChannelGraph(
         tuple(groups),
@@ -161,8 +207,41 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
     )
 
 
-def _is_depthwise(module: Any) -> bool:
-    return isinstance(module, CONVOLUTIONS) and module.groups > 1 and module.groups == module.out_channels
+def whole_graph(model: nn.Module, example_inputs: Any) -> ChannelGraph:
+    """The graph of a model whose channels cannot be followed: every layer is a group that cannot be pruned.
+
+    Args:
+        model: The model.
+        example_inputs: Inputs to run it with.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PRODUCERS)}
+    groups = tuple(GroupSpec(name, layer.weight.shape[0], (name,), False) for name, layer in layers.items())
+    unused = frozenset(name for name in layers if not _matters(model, example_inputs, name))
+    return ChannelGraph(groups, {name: (name, 1) for name in layers}, {}, unused)
+
+
+def _tied_channels(graph: tp.DependencyGraph) -> Iterator[tuple[Any, int]]:
+    """Members of each group of tied channels, and how many there are.
+
+    A layer whose first channel is tied to others of its own, as where channels are shuffled or one half gates the
+    other, is alone: no channel of it can be removed, and torch-pruning takes minutes to follow all of them.
+    """
+    seen: set[nn.Module] = set()
+    # A depthwise convolution over several groups would make one of them.
+    for module in sorted(graph.module2node, key=is_depthwise):
+        if not isinstance(module, PRODUCERS) or module in seen or module in graph.IGNORED_LAYERS_IN_TRACING:
+            continue
+        pruner = graph.get_pruner_of_module(module)
+        width = pruner.get_out_channels(module)
+        first = graph.get_pruning_group(module, pruner.prune_out_channels, idxs=[0])
+        own = [member for member in first if member.dep.target.module is module]
+        if len(own[0].idxs) > 1:
+            seen.add(module)
+            yield own, width
+            continue
+        members = graph.get_pruning_group(module, pruner.prune_out_channels, idxs=list(range(width)))
+        seen.update(dep.target.module for dep, _ in members if graph.is_out_channel_pruning_fn(dep.handler))
+        yield members, width
 
 
 def modules_with_tied_weights(model: nn.Module) -> set[nn.Module]:
@@ -203,21 +282,6 @@ def remove_channels(model: nn.Module, example_inputs: Any, removed: dict[str, li
     model.train(training)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the units of a group are in a layer.
-
-    Attributes:
-        layer: Name of the layer.
-        is_input: Whether they are its input channels; otherwise its outputs, or what a normalisation passes on.
-        channels: The layer's channels of each unit.
-    """
-
-    layer: str
-    is_input: bool
-    channels: tuple[tuple[int, ...], ...]
-
-
 def places_of(model: nn.Module, example_inputs: Any, groups: Iterable[GroupSpec]) -> dict[str, tuple[Places, ...]]:
     """Group -> everything that goes with its units, for groups of convolutions, linear layers and batch normalisations.
 
@@ -232,29 +296,27 @@ def places_of(model: nn.Module, example_inputs: Any, groups: Iterable[GroupSpec]
         UntraceableModelError: If the model cannot be traced.
     """
     names = {module: name for name, module in model.named_modules()}
-    traced = _dependency_graph(model, example_inputs)
+    graph = _dependency_graph(model, example_inputs).graph
     found: dict[str, tuple[Places, ...]] = {}
     for group in groups:
         module = model.get_submodule(group.layers[0])
-        pruner = traced.graph.get_pruner_of_module(module)
-        members = traced.graph.get_pruning_group(module, pruner.prune_out_channels, idxs=list(range(group.width)))
-        places = []
-        for member in members:
-            layer = member.dep.target.module
-            if isinstance(layer, nn.Module) and next(layer.parameters(recurse=False), None) is None:
-                continue
-            if layer not in names or not isinstance(layer, (*_PRODUCERS, nn.modules.batchnorm._BatchNorm)):
-                break
-            channels: list[list[int]] = [[] for _ in range(group.width)]
-            for channel, unit in zip(member.idxs, member.root_idxs, strict=True):
-                channels[unit].append(int(channel))
-            own = traced.graph.get_pruner_of_module(layer)
-            takes_inputs = isinstance(layer, _PRODUCERS) and member.dep.handler == own.prune_in_channels
-            is_input = takes_inputs and not _is_depthwise(layer)
-            places.append(Places(names[layer], is_input, tuple(map(tuple, channels))))
-        else:
-            found[group.name] = tuple(dict.fromkeys(places))
+        pruner = graph.get_pruner_of_module(module)
+        members = graph.get_pruning_group(module, pruner.prune_out_channels, idxs=list(range(group.width)))
+        places = places_in(members, group.width, names, graph)
+        if places is not None:
+            found[group.name] = places
     return found
+
+
+def _keep_exchangeable(
+    model: nn.Module, example_inputs: Any, groups: list[GroupSpec], places: dict[str, tuple[Places, ...]]
+) -> list[GroupSpec]:
+    """The groups, with those unprunable whose channels are not where torch-pruning says."""
+    known = {group.name: places[group.name] for group in groups if group.prunable and group.name in places}
+    if not known or are_exchangeable(model, example_inputs, known.values()):
+        return groups
+    wrong = {name for name, own in known.items() if not are_exchangeable(model, example_inputs, [own])}
+    return [replace(group, prunable=group.prunable and group.name not in wrong) for group in groups]
 
 
 def _keep_removable(model: nn.Module, example_inputs: Any, groups: list[GroupSpec]) -> list[GroupSpec]:

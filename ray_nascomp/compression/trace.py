@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ray_nascomp.compression.attention import Attention, attentions_left_whole, find_attentions
 from ray_nascomp.compression.fold import foldable_pairs
-from ray_nascomp.compression.graph import ChannelGraph, build_graph, modules_with_tied_weights
+from ray_nascomp.compression.graph import ChannelGraph, build_graph, modules_with_tied_weights, whole_graph
 from ray_nascomp.compression.low_rank import factorisable_layers
 from ray_nascomp.compression.patches import CONVOLUTIONS
 from ray_nascomp.compression.plain_layers import use_plain_layers
@@ -35,10 +35,11 @@ def trace_model(model: nn.Module, example_inputs: Any) -> ModelSpec:
         example_inputs: A tensor, a tuple or a dict, batch first.
 
     Raises:
-        UntraceableModelError: If the model cannot be run or traced.
+        UntraceableModelError: If the model does not run on the example.
 
     Warns:
-        UserWarning: If there are attentions none of whose heads can be removed.
+        UserWarning: If torch-pruning cannot follow its channels: none of them can be removed then. If
+            there are attentions none of whose heads can be removed.
     """
     traced = copy.deepcopy(model).eval().requires_grad_(False)
     use_plain_layers(traced)
@@ -53,12 +54,12 @@ def trace_model(model: nn.Module, example_inputs: Any) -> ModelSpec:
         )
     try:
         graph = build_graph(traced, example_inputs, attentions)
-    except UntraceableModelError:
-        raise
-    except Exception as error:
-        raise UntraceableModelError(
-            f"torch-pruning finds no groups in {type(model).__name__} ({type(error).__name__}: {error})"
-        ) from error
+    except Exception as error:  # torch-pruning says anything to what it cannot follow.
+        reason = error if isinstance(error, UntraceableModelError) else f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"channels of {type(model).__name__} stay whole, all else can be compressed: {reason}", stacklevel=2
+        )
+        graph = whole_graph(traced, example_inputs)
     heads = [_heads_group(attention, run) for attention in attentions if attention.units > 1]
     graph = _with_heads(graph, [a for a in attentions if a.units > 1], heads)
     biases = {member.position_bias for attention in attentions for member in attention.members}
