@@ -5,7 +5,8 @@
 
 Four searches by the same searcher, each with as many trials of the same length: architecture and compression at once
 ("joint"); the architecture in half of the trials, then the compression of the most accurate one that takes at most
-half of the latency ("sequence"); compression of the fine-tuned model alone; architecture alone. MiniLM is fine-tuned
+half of the latency ("sequence"); compression of the fine-tuned model alone, with a sparsity for each group and bits for
+each layer; architecture alone. A search ends early where its space has no other config. MiniLM is fine-tuned
 once on 8,331 sentences, a supernet is trained on it once, and all but "compression" start from that.
 
 FOLDER holds rt-polarity.pos and rt-polarity.neg (Pang and Lee 2005), one sentence a line, latin-1. Searches look at
@@ -108,6 +109,9 @@ def run_trials(
     while len(rows) < count:
         trial = f"t{len(rows)}"
         config = searcher.suggest(trial)
+        if not isinstance(config, dict):
+            print(name, "has no other config", flush=True)
+            break
         wall, processor = time.perf_counter(), time.process_time()
         step = nc.compress(task, config, options.epochs, GOAL)
         row = {
@@ -127,9 +131,9 @@ def run_trials(
     return rows
 
 
-def spaces(task: nc.Task, epochs: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def spaces(task: nc.Task, epochs: int, **dimensions: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The dimensions of the architecture, and those of compression."""
-    space = nc.compression_space(task, sparsities="uniform", max_sparsity=0.5)
+    space = nc.compression_space(task, **dimensions)
     compression = {
         "prune": {**space["prune"], "method": "l1_norm"},
         "quantize": {**space["quantize"], "method": "ptq"},
@@ -148,10 +152,13 @@ def trained_supernet(original: nc.HuggingFaceTask, options: argparse.Namespace) 
 def search(arm: str, original: nc.HuggingFaceTask, options: argparse.Namespace) -> None:
     """Carries out one arm's trials."""
     task = shorter(original, options.samples) if arm == "compression" else trained_supernet(original, options)
-    architecture, compression = spaces(task, options.epochs)
     if arm == "compression":
+        # Without an architecture to choose, every group has a sparsity of its own and every layer its bits.
+        _, compression = spaces(task, options.epochs, sparsities="group", bits="layer", max_sparsity=0.8)
         run_trials(arm, task, compression, options.trials, options)
-    elif arm == "architecture":
+        return
+    architecture, compression = spaces(task, options.epochs, sparsities="uniform", max_sparsity=0.5)
+    if arm == "architecture":
         run_trials(arm, task, architecture, options.trials, options)
     elif arm == "joint":
         run_trials(arm, task, {**architecture, **compression}, options.trials, options)
