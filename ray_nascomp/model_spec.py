@@ -39,6 +39,8 @@ class LayerSpec:
         folds_into: For a batch normalisation, the convolution that it merges with on export.
         factorisable: Whether the layer can be replaced by one of low rank.
         origin: Name that the layer's values have in configs; that of the layer which it is a factor of.
+        makes_weight: Whether it multiplies by what it makes of its weight, such as a standardised one, which has
+            no integers then.
     """
 
     name: str
@@ -54,6 +56,7 @@ class LayerSpec:
     folds_into: str | None = None
     factorisable: bool = False
     origin: str = ""
+    makes_weight: bool = False
 
     @property
     def is_compressible(self) -> bool:
@@ -63,7 +66,9 @@ class LayerSpec:
     @property
     def is_quantizable(self) -> bool:
         """Whether bits can be given for the layer: where it multiplies, and for tables and recurrent layers."""
-        return self.is_compressible or (self.kind in ("embedding", "recurrent") and self.positions > 0)
+        return (self.is_compressible and not self.makes_weight) or (
+            self.kind in ("embedding", "recurrent") and self.positions > 0
+        )
 
     @property
     def config_name(self) -> str:

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ray_nascomp.compression.made_weights import convolutions_making_weights
 from ray_nascomp.compression.patches import CONVOLUTIONS
 from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.tasks.calling import call
@@ -23,8 +24,9 @@ def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str
     """Names of (convolution or linear layer, batch normalisation) where one feeds the other alone, at every call.
 
     A layer whose output goes elsewhere too (the shortcut of a pre-activation residual network, the
-    concatenation of a dense block), or is changed in place before, is not among them; nor is a norm of
-    a library's own class, unless what it does beyond normalising are its children, such as an activation.
+    concatenation of a dense block), or is changed in place before, is not among them; nor is a convolution that
+    makes what it multiplies by of its weight, or a norm of a library's own class, unless what it does beyond
+    normalising are its children, such as an activation.
 
     Args:
         model: The model; it is run once in evaluation mode.
@@ -36,8 +38,9 @@ def foldable_pairs(model: nn.Module, example_inputs: Any) -> list[tuple[str, str
     matches: list[tuple[str, str, int]] = []
     shapes: dict[str, torch.Size] = {}
     handles = []
+    making_weights = convolutions_making_weights(model, example_inputs)
     for name, module in model.named_modules():
-        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and name not in making_weights:
 
             def remember(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
                 calls[name] += 1

@@ -16,6 +16,7 @@ from torch import nn
 
 from ray_nascomp.compression.attention import Attention
 from ray_nascomp.compression.patches import CONVOLUTIONS
+from ray_nascomp.compression.shuffles import CutGraph
 from ray_nascomp.compression.stand_ins import remove_inputs, standing_in
 from ray_nascomp.compression.units import PRODUCERS, Places, are_exchangeable, is_depthwise, places_in
 from ray_nascomp.errors import UntraceableModelError
@@ -25,7 +26,6 @@ from ray_nascomp.tasks.calling import call, main_output, map_tensors
 TRACE_SECONDS = 120
 """Time limit of one trace, and of finding its groups; grouped queries and shuffled channels hang torch-pruning."""
 
-_PERMUTATIONS = ("PermuteBackward0", "TransposeBackward0")
 InGroups = dict[str, tuple[tuple[str, int], ...]]
 
 
@@ -46,53 +46,11 @@ class ChannelGraph:
     unused: frozenset[str] = frozenset()
 
 
-class _DependencyGraph(tp.DependencyGraph):
-    """torch-pruning's graph, cut where channels are shuffled, which it cannot follow.
-
-    Attributes:
-        ends: Nodes whose outputs it does not follow.
-    """
-
-    def _trace(self, *arguments: Any, **keywords: Any) -> dict[nn.Module, Any]:
-        nodes: dict[nn.Module, Any] = super()._trace(*arguments, **keywords)
-        self.ends: set[Any] = set()
-        beyond = [follower for node in nodes.values() if _is_shuffle(node) for follower in node.outputs]
-        for node in beyond:
-            self._cut_before(node)
-        # What meets channels in unknown places cannot be followed any further either.
-        while beyond:
-            node = beyond.pop()
-            if len(node.inputs) > 1:
-                self._cut_before(node)
-            if not isinstance(node.module, PRODUCERS):
-                beyond.extend(follower for follower in node.outputs if node in follower.inputs)
-        return nodes
-
-    def _cut_before(self, node: Any) -> None:
-        for source in node.inputs:
-            source.outputs.remove(node)
-        self.ends.update(node.inputs)
-        node.inputs = []
-
-
-def _is_shuffle(node: Any) -> bool:
-    """Whether a node reshapes what is then permuted and reshaped again."""
-    if node.type != tp.ops.OPTYPE.RESHAPE:
-        return False
-    permuted = False
-    while len(node.outputs) == 1 and node.outputs[0].type == tp.ops.OPTYPE.ELEMENTWISE:
-        (node,) = node.outputs
-        permuted = permuted or node.grad_fn.name() in _PERMUTATIONS
-        if len(node.inputs) > 1:
-            return False
-    return permuted and len(node.outputs) == 1 and node.outputs[0].type == tp.ops.OPTYPE.RESHAPE
-
-
 @dataclass(frozen=True)
 class _Traced:
     """torch-pruning's graph, and the layers that other ones stood in for while it was traced."""
 
-    graph: _DependencyGraph
+    graph: CutGraph
     replaced: dict[nn.Module, str]
 
 
@@ -109,7 +67,7 @@ def _dependency_graph(model: nn.Module, example_inputs: Any) -> _Traced:
             parameter.requires_grad_(parameter.is_floating_point())
         try:
             with _time_limit(TRACE_SECONDS), torch.enable_grad():
-                graph = _DependencyGraph().build_dependency(
+                graph = CutGraph().build_dependency(
                     model,
                     example_inputs=map_tensors(example_inputs, lambda tensor: tensor[:2]),
                     output_transform=main_output,
@@ -158,8 +116,8 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
             name = names.get(module)
             # Bare parameters are not resized.
             regular = regular and not isinstance(module, nn.Parameter) and module not in tied
-            regular = regular and dependency.target not in traced.graph.ends
             if name is None:
+                regular = regular and dependency.target not in traced.graph.ends
                 continue
             pruner = traced.graph.get_pruner_of_module(module)
             depthwise = is_depthwise(module)
@@ -167,7 +125,9 @@ def build_graph(model: nn.Module, example_inputs: Any, attentions: Iterable[Atte
                 regular = False
             if dependency.handler == pruner.prune_in_channels and not depthwise and isinstance(module, PRODUCERS):
                 consumers[name] = consumers.get(name, 0) + len(indices)
-            elif depthwise and module.out_channels != width:
+                continue
+            regular = regular and dependency.target not in traced.graph.ends
+            if depthwise and module.out_channels != width:
                 # It follows a concatenation: its channels belong to several groups.
                 others[name] = others.get(name, 0) + len(indices)
             elif isinstance(module, PRODUCERS):

@@ -18,6 +18,7 @@ from ray_nascomp.compression.attention import Attention, attentions_left_whole, 
 from ray_nascomp.compression.fold import foldable_pairs
 from ray_nascomp.compression.graph import ChannelGraph, build_graph, modules_with_tied_weights, whole_graph
 from ray_nascomp.compression.low_rank import factorisable_layers
+from ray_nascomp.compression.made_weights import convolutions_making_weights
 from ray_nascomp.compression.patches import CONVOLUTIONS
 from ray_nascomp.compression.plain_layers import use_plain_layers
 from ray_nascomp.errors import UntraceableModelError
@@ -184,6 +185,7 @@ def _layers(
     tied = modules_with_tied_weights(model)
     factorisable = factorisable_layers(model).keys() - set(whole)
     folds = {norm: conv for conv, norm in foldable_pairs(model, example_inputs)}
+    making_weights = convolutions_making_weights(model, example_inputs)
     layers = []
     for name, module in model.named_modules():
         if not _is_layer(module) or next(module.parameters(recurse=False), None) is None:
@@ -198,6 +200,7 @@ def _layers(
             in_positions=run.in_positions.get(name, 0),
             folds_into=folds.get(name),
             factorisable=positions > 0 and name in factorisable,
+            makes_weight=name in making_weights,
         )
         layers.append(layer)
     return layers

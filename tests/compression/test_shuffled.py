@@ -106,3 +106,11 @@ def test_a_network_whose_channels_cannot_be_followed_is_compressed_otherwise():
     assert metrics["params"] == costs["params"] < sum(p.numel() for p in task.model.parameters())
     with pytest.raises(nc.ConfigError, match="no channels or heads of this model can be removed"):
         nc.compress(task, {"prune": {"method": "l1_norm", "sparsity": 0.5}}, epochs=0)
+
+
+def test_reshapes_that_keep_channels_are_no_shuffles():
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    windows = {"image_size": 32, "patch_size": 4, "embed_dim": 12, "depths": [1, 1], "num_heads": [2, 4]}
+    swin = transformers.SwinForImageClassification(transformers.SwinConfig(**windows, window_size=4, num_labels=3))
+    spec = nc.ModelSpec.from_model(swin, torch.randn(2, 3, 32, 32))
+    assert {f"swin.encoder.layers.{stage}.blocks.0.mlp.fc1" for stage in (0, 1)} <= set(spec.prunable_names)
