@@ -195,10 +195,10 @@ by Tune from the dimensions of [`nni_space`](guides/architecture.md#nnis-model-s
 32 x 32, 30% of every group's channels removed, quantized to 8 bits, exported. The error is the largest relative
 difference (L2) of a file's outputs, run by ONNX Runtime, from NNI's simulation; up to 0.1 is allowed, and more where
 the rounding of activations itself changes the outputs by as much. Weights are random, not trained: deep networks of
-this kind amplify any rounding. (ShuffleNet, of twenty blocks, turns a change of its inputs by 0.1% into one of its outputs
-by 6%; ONNX Runtime's own static quantization of the same network is off by 0.92.) Other figures are medians: a network's
-structure is traced once for its costs; the last column is everything from the config to the measured file, on a busy
-machine.
+this kind amplify any rounding. (ShuffleNet, of twenty blocks, turns a change of its inputs by 0.1% into one of its
+outputs by 6%; ONNX Runtime's own static quantization of the same network is off by 0.92.) Other figures are medians: a
+network's structure is traced once for its costs; the last column is everything from the config to the measured file, on
+a busy machine.
 
 {table}
 
