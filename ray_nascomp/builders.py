@@ -100,6 +100,8 @@ def gentle_config(space: Mapping[str, Any]) -> dict[str, Any]:
             value = 8 if 8 in levels else max(levels)
         elif dimension.role in (Role.RANK, Role.ARCHITECTURE) and dimension.is_ordinal:
             value = max(levels)
+        elif dimension.role is Role.ARCHITECTURE and set(levels) == {True, False}:
+            value = True
         elif dimension.path == ("quantize", "method") and "ptq" in levels:
             value = "ptq"
         else:

@@ -91,3 +91,13 @@ def test_the_gentle_start_of_a_space_only_makes_numbers_smaller(task):
     assert costs(config)["params"] == costs({})["params"]
     assert costs(config)["size_mb"] < costs({})["size_mb"] / 2
     assert "lr" not in config.get("finetune", {})
+
+
+def test_the_gentle_config_keeps_every_block():
+    from ray import tune
+
+    from ray_nascomp.builders import gentle_config
+
+    block = {"keep": tune.choice([True, False]), "width": tune.qrandint(8, 64, 8)}
+    config = gentle_config({"architecture": {"block": block}, "prune": {"sparsity": tune.quniform(0, 0.5, 0.1)}})
+    assert config == {"architecture": {"block": {"keep": True, "width": 64}}, "prune": {"sparsity": 0.0}}
