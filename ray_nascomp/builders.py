@@ -42,7 +42,7 @@ def compression_space(
 
     Raises:
         ConfigError: If an argument is not allowed.
-        UntraceableModelError: If the task's model cannot be traced.
+        UntraceableModelError: If the task's model does not run on its own inputs.
     """
     for name, value, allowed in (
         ("sparsities", sparsities, ("group", "uniform")),

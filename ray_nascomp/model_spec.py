@@ -135,7 +135,7 @@ class ModelSpec:
             example_inputs: A tensor, a tuple or a dict, batch first.
 
         Raises:
-            UntraceableModelError: If the model cannot be run or traced.
+            UntraceableModelError: If the model does not run on the example.
         """
         from ray_nascomp.compression.trace import trace_model
 

@@ -55,7 +55,7 @@ def compression_trainable(
 
     Raises:
         ConfigError: If `epochs` is negative, or the goal looks at a metric that is not reported.
-        UntraceableModelError: If the task's model cannot be traced.
+        UntraceableModelError: If the task's model does not run on its own inputs.
     """
     from ray_nascomp.costs import CostModel
     from ray_nascomp.deployment.elsewhere import timer_elsewhere

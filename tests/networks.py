@@ -79,6 +79,17 @@ class SequenceNet(nn.Module):
         return self.head(torch.relu(self.hidden(sequence.mean(1))))
 
 
+class NormThenReLU(nn.BatchNorm2d):
+    """As timm's `BatchNormAct2d` is: a norm that brings its activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
 NETWORKS = {"plain": PlainNet, "residual": ResidualNet, "concat": ConcatNet, "sequence": SequenceNet}
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     Exit codes:
       0  done
       1  something broke
-      2  a wrong value was given, or a model that cannot be traced
+      2  a wrong value was given, or a model that does not run on its data
       3  the search found nothing that fulfils the limits
 
     \b

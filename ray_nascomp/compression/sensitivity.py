@@ -146,7 +146,7 @@ def measure_sensitivity(
 
     Raises:
         ConfigError: For a setting out of range.
-        UntraceableModelError: If the model cannot be traced.
+        UntraceableModelError: If the model does not run on its own inputs.
     """
     _check("sparsities", sparsities, 0, 1, "between 0 and 1")
     _check("bits", bits, 0, 9, "that are whole, 1 to 8,")

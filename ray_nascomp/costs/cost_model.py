@@ -56,7 +56,7 @@ class CostModel:
         task: The task; its weights are neither kept nor pickled.
 
     Raises:
-        UntraceableModelError: If the task's model cannot be traced.
+        UntraceableModelError: If the task's model does not run on its own inputs.
     """
 
     def __init__(self, task: Task) -> None:

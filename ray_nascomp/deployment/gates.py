@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from scipy.special import expit
 
 from ray_nascomp.deployment.layer_nodes import LayerNode
 from ray_nascomp.nni_adapter.quantization import ActivationScale
@@ -74,7 +75,7 @@ def silu_scale(scale: ActivationScale) -> ActivationScale:
         scale: Of x: it has 256 values.
     """
     values = (np.arange(256) - scale.zero_point) * scale.scale
-    products = values / (1 + np.exp(-values))
+    products = values * expit(values)
     lower, upper = min(products.min(), 0.0), products.max()
     step = (upper - lower) / 255
     return ActivationScale(float(step), round(-lower / step))

@@ -13,10 +13,9 @@ from ray_nascomp.costs.file_layout import LayerPlace
 from ray_nascomp.deployment.gates import find_gates
 from ray_nascomp.deployment.layer_nodes import layer_nodes
 from ray_nascomp.deployment.qdq import followers_of
-from ray_nascomp.deployment.readers import Readers
+from ray_nascomp.deployment.readers import POSITIVE_OPS, Readers
 from ray_nascomp.deployment.recurrent import nodes_of
 
-_POSITIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid")
 _PASSING = ("MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 
 
@@ -61,4 +60,4 @@ def places_of(graph: onnx.GraphProto, network: nn.Module, layers: Iterable[str])
 def _is_positive(node: onnx.NodeProto | None, made_by: dict[str, onnx.NodeProto]) -> bool:
     while node is not None and node.op_type in _PASSING and node.input:
         node = made_by.get(node.input[0])
-    return node is not None and node.op_type in _POSITIVE
+    return node is not None and node.op_type in POSITIVE_OPS

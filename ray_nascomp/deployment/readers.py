@@ -10,7 +10,7 @@ from ray_nascomp.deployment.layer_nodes import LayerNode
 
 # Through these ONNX Runtime moves a quantization upwards.
 _TRANSPARENT_OPS = ("Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
-_POSITIVE_OPS = ("Relu", "Sigmoid", "Softmax", "HardSigmoid")
+POSITIVE_OPS = ("Relu", "Sigmoid", "Softmax", "HardSigmoid")
 
 
 class Readers:
@@ -70,6 +70,6 @@ class Readers:
 
     def _is_positive(self, tensor: str) -> bool:
         _, node = self._makers.get(tensor, (-1, onnx.NodeProto()))
-        if node.op_type in _POSITIVE_OPS or self._joins_positive_parts(node):
+        if node.op_type in POSITIVE_OPS or self._joins_positive_parts(node):
             return True
         return node.op_type in _TRANSPARENT_OPS and self._is_positive(node.input[0])

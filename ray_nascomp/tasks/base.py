@@ -137,7 +137,7 @@ class Task:
         """The structure of the task's own model.
 
         Raises:
-            UntraceableModelError: If it cannot be traced.
+            UntraceableModelError: If it does not run on its own inputs.
         """
         return ModelSpec.from_model(self.model, self.example_inputs)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import NormThenReLU
 from torch import nn
 
 import ray_nascomp as nc
@@ -106,17 +107,6 @@ def test_bytes_of_norms_that_stay_shrink_with_what_they_norm():
     config = {"prune": {"sparsity": 0.9}}
     size = len(nc.compress(task, config, epochs=0).artifact.content)
     assert nc.CostModel(task)(config)["size_mb"] * 1e6 == pytest.approx(size, rel=0.01)
-
-
-class NormThenReLU(nn.BatchNorm2d):
-    """As timm's `BatchNormAct2d` is: a norm that brings its activation."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        return self.act(self.drop(super().forward(x)))
 
 
 class Halved(nn.BatchNorm2d):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import NormThenReLU
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,17 +84,6 @@ class BranchNet(nn.Module):
 class BiasedNet(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
-
-
-class NormThenReLU(nn.BatchNorm2d):
-    """As timm's `BatchNormAct2d` is: a norm that brings its activation."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        return self.act(self.drop(super().forward(x)))
 
 
 class FreshNet(nn.Module):
