@@ -6,7 +6,6 @@ import copy
 import math
 import warnings
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -89,15 +88,16 @@ class _Run:
         ]
         # oneDNN's fused recurrent kernels are counted as nothing, and so is the CPU's fused attention.
         has_recurrence = any(isinstance(module, nn.RNNBase) for module in model.modules())
-        countable = torch.backends.mkldnn.flags(enabled=False) if has_recurrence else nullcontext()
+        was_enabled, *_ = torch.backends.mkldnn.set_flags(_enabled=False if has_recurrence else None)
         fused_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         self._counter = FlopCounterMode(display=False, custom_mapping={fused_attention: _attention_flops})
         try:
-            with torch.no_grad(), self._counter, countable:
+            with torch.no_grad(), self._counter:
                 call(model, example_inputs)
         except Exception as error:
             raise UntraceableModelError(f"the model does not run on the example inputs: {error}") from error
         finally:
+            torch.backends.mkldnn.set_flags(_enabled=was_enabled)
             for handle in handles:
                 handle.remove()
 

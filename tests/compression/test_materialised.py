@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -76,7 +77,11 @@ def test_a_convolution_before_a_recurrent_layer_is_pruned_with_its_inputs(recurr
     torch.manual_seed(0)
     inputs = torch.randn(32, 8, 16)
     data = (inputs, torch.arange(32) % 10)
-    task = nc.Task(Speech(), data, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task = nc.Task(Speech(), data, data)
+        assert task.spec
+    assert torch.backends.mkldnn.enabled
     candidate = candidate_of(task, {"prune": {"sparsity": {"conv": 0.5}}})
     assert candidate.network.rnn.input_size == 6
     expected = copy.deepcopy(task.model)
