@@ -241,7 +241,7 @@ def _quantize(bench: Bench, probes: list[Probe]) -> None:
     rounded = copy.deepcopy(network)
     bits = {bench.names.get(name, name): 8 for name in eight}
     known = calibrate_layers(rounded, bits, batches)
-    session = QuantizationSession(rounded, task, bits, (), start=known)
+    session = QuantizationSession(rounded, task, bits, {}, start=known)
     bench.scales = session.calibration()
     session.close()
     for name, scales in bench.scales.items():

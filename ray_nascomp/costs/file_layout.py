@@ -16,7 +16,7 @@ class LayerPlace:
         is_positive: Whether that tensor has no values below 0.
         followers: Names of the layers that read its output; None where something else does, too.
         nodes: How many nodes it has; stacked recurrent layers have several.
-        sigmoids: How many sigmoids of its output are quantized together with it.
+        gates: Operators of the sigmoids of its output that are quantized together with it.
         products: How many products with these are.
     """
 
@@ -25,7 +25,7 @@ class LayerPlace:
     is_positive: bool = False
     followers: tuple[str, ...] | None = None
     nodes: int = 1
-    sigmoids: int = 0
+    gates: tuple[str, ...] = ()
     products: int = 0
 
 

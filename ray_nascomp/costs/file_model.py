@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ray_nascomp.costs.file_layout import FileLayout, LayerPlace
-from ray_nascomp.costs.onnx_sizes import SHORT, entry, node, scalar, tensor, varint
+from ray_nascomp.costs.onnx_sizes import SHORT, attribute, entry, node, scalar, tensor, varint
 from ray_nascomp.costs.weight_forms import DOMAIN, FLOAT, MUL, TO_FLOAT, Cells, WeightForms, stored_bits
 from ray_nascomp.model_spec import LayerSpec, ModelSpec
 
@@ -27,6 +27,15 @@ _UNKNOWN_FILE, _UNKNOWN_LAYER = 60, 120
 """Bytes beside layers of a file, and for each of its layers, where no file was measured."""
 _PAIR = scalar(FLOAT) + node("QuantizeLinear", [SHORT] * 4) + node("DequantizeLinear", [SHORT] * 4)
 """An activation's scale, its quantization and its return; beside them stands a zero point."""
+_CLIPPED = 2 * scalar(1) + scalar(FLOAT) + node("Clip", [SHORT] * 4)
+_HARD_GATES = {
+    "HardSigmoid": _CLIPPED - node("HardSigmoid", [SHORT] * 2, attribute("alpha", 1 / 6)),
+    "HardSwish": _CLIPPED
+    + node("DequantizeLinear", [SHORT] * 4)
+    + node("Mul", [SHORT] * 3)
+    - node("HardSwish", [SHORT] * 2),
+}
+"""What a hard sigmoid takes in integers beyond what it takes in floating point, where nothing else reads its input."""
 _DOMAIN_ENTRY = entry(entry(len(DOMAIN)) + 1 + varint(1))
 
 
@@ -85,7 +94,8 @@ class FileModel:
         self._is_positive = np.zeros(len(columns), bool)
         self._followers = np.zeros((len(layers), len(layers)))
         self._is_followed = np.array([place.followers is not None for place in places])
-        self._sigmoids = np.array([place.sigmoids for place in places], float)
+        self._sigmoids = np.array([place.gates.count("Sigmoid") for place in places], float)
+        self._hard_gates = np.array([sum(_HARD_GATES.get(gate, 0) for gate in place.gates) for place in places])
         self._products = np.array([place.products for place in places], float)
         for layer, (place, number) in enumerate(zip(places, numbers, strict=True)):
             self._reads[layer, columns[number]] = 1
@@ -111,7 +121,13 @@ class FileModel:
         zeros = (read & self._is_positive).sum(1) + sigmoids
         own = count - zeros + (zeros > 0)
         # All sigmoids have one scale.
-        total = count * _PAIR + own * scalar(1) - np.maximum(sigmoids - 1, 0) * scalar(FLOAT) + biases
+        total = (
+            unfollowed @ self._hard_gates
+            + count * _PAIR
+            + own * scalar(1)
+            - np.maximum(sigmoids - 1, 0) * scalar(FLOAT)
+            + biases
+        )
         if self._smoothed.any():
             for where, c in pairs:
                 smoothed = where & self._smoothed

@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ray_nascomp.deployment.axes import Axes
+from ray_nascomp.deployment.hard_activations import name_hard_activations
 from ray_nascomp.deployment.padding import fold_padding
 from ray_nascomp.deployment.pooling import use_global_pooling
 from ray_nascomp.deployment.sharing import without_copies
@@ -57,7 +58,8 @@ class Exporter:
         wrapper = OutputTensor(model, tuple(tensors) if isinstance(inputs, dict) else None).eval()
         run = _torchscript if self.name == "torchscript" else _dynamo
         with _quiet(), _ready(model, self.attention):
-            return use_global_pooling(run(wrapper, tuple(tensors.values()), names, axes, self.opset))
+            proto = run(wrapper, tuple(tensors.values()), names, axes, self.opset)
+            return use_global_pooling(name_hard_activations(proto))
 
 
 def exporters_for(model: nn.Module, inputs: Any) -> tuple[Exporter, ...]:

@@ -48,7 +48,7 @@ def places_of(graph: onnx.GraphProto, network: nn.Module, layers: Iterable[str])
             numbers.setdefault(tensor, len(numbers)),
             _is_positive(made_by.get(tensor), made_by),
             followers.get(entry.index),
-            sigmoids=len(own_gates),
+            gates=tuple(gate.operator for gate in own_gates),
             products=sum(gate.product is not None for gate in own_gates),
         )
     for index, (name, _) in nodes_of(graph, network, recurrent).items():

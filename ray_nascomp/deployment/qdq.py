@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper
 from ray_nascomp.costs.file_layout import block_size
 from ray_nascomp.deployment.blocks import BLOCK_DOMAIN, block_product, pack_blocks
 from ray_nascomp.deployment.editor import GraphEditor
-from ray_nascomp.deployment.gates import SIGMOID_SCALE, find_gates, silu_scale
+from ray_nascomp.deployment.gates import SIGMOID_SCALE, Gate, find_gates, product_scale
 from ray_nascomp.deployment.layer_nodes import LayerNode, layer_nodes
 from ray_nascomp.deployment.readers import Readers
 from ray_nascomp.deployment.stored import (
@@ -33,8 +33,10 @@ from ray_nascomp.deployment.stored import (
     unfold,
     unfold_rows,
 )
+from ray_nascomp.nni_adapter.output_forms import HARD_SLOPE, OutputForm, hard_steps
 from ray_nascomp.nni_adapter.quantization import ActivationScale, Calibration, LayerScales
 
+_HARD_FORMS: dict[str, OutputForm] = {"HardSigmoid": "hard_sigmoid", "HardSwish": "hard_swish"}
 _ROUNDING = 1e-5
 _BIAS_LIMIT = 2**30
 """Largest multiple that a bias is of the scales' product."""
@@ -42,8 +44,8 @@ _BIAS_LIMIT = 2**30
 
 def unfollowed_convolutions(
     proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], quantized: Collection[str]
-) -> set[str]:
-    """Quantized convolutions whose output no quantized layer takes as its input.
+) -> dict[str, OutputForm]:
+    """Quantized convolutions whose output no quantized layer takes as its input -> what reads it.
 
     Args:
         proto: The exported model in floating point.
@@ -51,8 +53,15 @@ def unfollowed_convolutions(
         quantized: Names of the layers whose inputs will be quantized.
     """
     found = list(layer_nodes(proto.graph, {name: weights[name] for name in quantized}))
-    followers = followers_of(found, Readers(proto.graph, found, through_joins=True))
-    return {entry.layer for entry in found if entry.node.op_type == "Conv" and followers[entry.index] is None}
+    readers = Readers(proto.graph, found, through_joins=True)
+    followers = followers_of(found, readers)
+    hard = {gate.layer: gate.operator for gate in find_gates(proto.graph, found) if gate.is_hard}
+    unfollowed = [entry for entry in found if entry.node.op_type == "Conv" and followers[entry.index] is None]
+    forms: dict[str, OutputForm] = {}
+    for entry in unfollowed:
+        _, is_positive = readers.last_alone(entry.node.output[0])
+        forms[entry.layer] = "positive" if is_positive else _HARD_FORMS.get(hard.get(entry.index, ""), "plain")
+    return forms
 
 
 def followers_of(layers: Iterable[LayerNode], readers: Readers) -> dict[int, tuple[str, ...] | None]:
@@ -109,17 +118,18 @@ def insert_quantization(
         _clip_limits(graph),
     )
     followers = followers_of(quantized, readers)
+    outputs = _output_places(found, calibration, readers)
     for entry in found:
         if entry.node.op_type == "Gemm" and entry.index in biases and followers.get(entry.index, ()) is None:
             writer.write_bias(entry, biases[entry.index], calibration[entry.layer])
         writer.write(entry, weights[entry.layer], calibration[entry.layer])
+        if entry.index in outputs:
+            writer.write_output(*outputs[entry.index])
     names = {entry.index: entry.layer for entry in found}
     for gate in gates:
-        output = calibration[names[gate.layer]].output
-        if output is not None:
-            writer.write_output(gate.sigmoid, SIGMOID_SCALE)
-            if gate.product is not None:
-                writer.write_output(gate.product, silu_scale(output))
+        scale = calibration[names[gate.layer]].output
+        if scale is not None:
+            writer.write_gate(gate, scale)
     writer.editor.finish()
     if any(node.domain == BLOCK_DOMAIN for node in graph.node):
         result.opset_import.append(helper.make_opsetid(BLOCK_DOMAIN, 1))
@@ -163,6 +173,27 @@ def _with_room_for_biases(
             least = np.abs(biases[entry.index]) / (scales.input.scale * _BIAS_LIMIT)
             roomy[entry.layer] = replace(scales, weight=np.maximum(scales.weight, least).astype(np.float32))
     return roomy
+
+
+def _output_places(
+    found: list[LayerNode], calibration: Calibration, readers: Readers
+) -> dict[int, tuple[int, ActivationScale]]:
+    """Position of a layer's node -> position of the node behind which its output is quantized, and the scale.
+
+    That is the layer itself, or the last of the ReLUs and poolings that alone read it: ONNX Runtime has a ReLU in its
+    convolution, and takes maxima of integers.
+    """
+    places = {}
+    for entry in found:
+        scale = calibration[entry.layer].output
+        if scale is None:
+            continue
+        index, is_positive = readers.last_alone(entry.node.output[0])
+        # Behind a ReLU what has two signs would leave half of the integers unused.
+        if index is None or is_positive != (scale.zero_point == 0):
+            index = entry.index
+        places[entry.index] = (index, scale)
+    return places
 
 
 def _clip_limits(graph: onnx.GraphProto) -> dict[str, float]:
@@ -216,6 +247,7 @@ class _Writer:
         self._tables = {owners[layer] for layer in tables}
         self._weights: dict[tuple[str, bool, bool], str] = {}
         self._quantized: dict[tuple[str, float, int], str] = {}
+        self._integers: dict[int, str] = {}
         self._count = 0
 
     def write_bias(self, entry: LayerNode, bias: np.ndarray, scales: LayerScales) -> None:
@@ -239,8 +271,6 @@ class _Writer:
         entry.node.input[list(entry.node.input).index(entry.weight)] = name
         if scales.input is not None:
             entry.node.input[0] = self._activation(entry.node.input[0], scales.input, entry.index)
-        if scales.output is not None:
-            self.write_output(entry.index, scales.output)
 
     def write_output(self, index: int, scale: ActivationScale) -> None:
         """Quantizes and dequantizes what a node makes."""
@@ -249,7 +279,38 @@ class _Writer:
         raw = node.output[0] = f"{output}_raw"
         pair = self._pair(raw, scale)
         pair.nodes[-1].output[0] = output
+        self._integers[index] = pair.nodes[0].output[0]
         self.editor.after(index, pair)
+
+    def write_gate(self, gate: Gate, scale: ActivationScale) -> None:
+        """Makes a sigmoid behind a convolution, and its product with its input, compute in integers if they can.
+
+        Args:
+            gate: The sigmoid; the convolution has been written.
+            scale: Of the convolution's output.
+        """
+        if not gate.is_hard:
+            self.write_output(gate.index, SIGMOID_SCALE)
+        elif (steps := hard_steps(scale)) is not None:
+            self._write_hard_sigmoid(gate, scale, steps)
+        else:
+            return
+        if gate.product is not None:
+            self.write_output(gate.product, product_scale(scale, gate.is_hard))
+
+    def _write_hard_sigmoid(self, gate: Gate, scale: ActivationScale, steps: int) -> None:
+        node = self.editor.node(gate.index)
+        added = NodeList(f"h{gate.index}", f"h{gate.index}")
+        lowest, highest = scale.zero_point - steps, min(255, scale.zero_point + steps)
+        zero = added.constant("z", np.array(lowest, np.uint8))
+        limits = [zero, added.constant("m", np.array(highest, np.uint8))]
+        factor = added.constant("s", np.array(scale.scale / HARD_SLOPE, np.float32))
+        clipped = added.node("Clip", [self._integers[gate.layer], *limits])
+        operator, inputs = "DequantizeLinear", [clipped, factor, zero]
+        if gate.operator == "HardSwish":
+            operator, inputs = "Mul", [node.input[0], added.node(operator, inputs)]
+        node.CopyFrom(helper.make_node(operator, inputs, list(node.output), name=node.name))
+        self.editor.before(gate.index, added)
 
     def _write_lookup(self, entry: LayerNode, weight: np.ndarray, scales: LayerScales) -> None:
         owner = self._owners[entry.layer]

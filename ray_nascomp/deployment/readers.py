@@ -57,6 +57,19 @@ class Readers:
             found += further
         return tuple(found)
 
+    def last_alone(self, tensor: str) -> tuple[int | None, bool]:
+        """The ReLUs and poolings that follow a tensor, each the only one that reads what is before.
+
+        Returns:
+            Position of the last, None where there is none, and whether a ReLU is among them.
+        """
+        users = self._users.get(tensor, [])
+        if len(users) != 1 or users[0][1].op_type not in ("Relu", "MaxPool") or tensor in self._outputs:
+            return None, False
+        index, user = users[0]
+        last, is_positive = self.last_alone(user.output[0])
+        return index if last is None else last, is_positive or user.op_type == "Relu"
+
     def join_before(self, tensor: str) -> tuple[int, onnx.NodeProto] | None:
         """The concatenation, and its position, whose parts can be quantized in place of a tensor that layers read."""
         index, node = self._makers.get(tensor, (-1, onnx.NodeProto()))

@@ -15,8 +15,17 @@ from nni.compression.quantization import DoReFaQuantizer
 from nni.compression.quantization.qat_quantizer import track_min_max_val
 from torch import Tensor
 
-from ray_nascomp.nni_adapter.quantizers import TINY, WEIGHT, Startable, like_rows, set_affine, start_range, to_numpy
-from ray_nascomp.nni_adapter.scales import Calibration
+from ray_nascomp.nni_adapter.quantizers import (
+    TINY,
+    WEIGHT,
+    Startable,
+    like_rows,
+    set_affine,
+    set_range,
+    start_range,
+    to_numpy,
+)
+from ray_nascomp.nni_adapter.scales import ActivationScale, Calibration
 
 
 class DoReFa(Startable, DoReFaQuantizer):
@@ -62,6 +71,10 @@ class DoReFa(Startable, DoReFaQuantizer):
             space._wrapper.register_buffer("row_magnitude", magnitude.to(weight.device))
             largest = weight.abs().max().clamp(TINY, 2.0).tanh()
             weight.copy_((largest * (weight / space._wrapper.row_magnitude).clamp(-1, 1)).atanh())
+
+    def set_activation(self, space: Any, scale: ActivationScale) -> None:
+        """See `Startable`."""
+        set_range(space, scale)
 
     def finish(self) -> None:
         """See `Startable`."""

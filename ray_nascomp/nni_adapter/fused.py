@@ -95,7 +95,7 @@ def fused_compression(
     spec = ModelSpec.from_model(model, task.example_inputs)
     model, teacher = copy.deepcopy(model), copy.deepcopy(model).eval()
     bits = {name: value for name, value in bits.items() if not isinstance(model.get_submodule(name), nn.RNNBase)}
-    observing = QuantizationSession(model, task, bits, ())
+    observing = QuantizationSession(model, task, bits, {})
     observed = observing.calibration()
     observing.close()
     rows = {name: value for name, value in bits.items() if isinstance(model.get_submodule(name), nn.Embedding)}

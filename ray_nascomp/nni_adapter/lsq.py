@@ -49,6 +49,10 @@ class Lsq(Startable, LsqQuantizer):
         reach = max(observed.zero_point, 255 - observed.zero_point)
         _set_scale(space, torch.tensor([observed.scale * reach / (SIGNED_ZERO - 1)]), 0.0)
 
+    def set_activation(self, space: Any, scale: ActivationScale) -> None:
+        """See `Startable`; zero points stay."""
+        _set_scale(space, torch.tensor([scale.scale]), 0.0)
+
     def _fuse_preprocess(self, evaluator: TorchEvaluator) -> None:
         super()._fuse_preprocess(evaluator)
         _take_relative_steps(evaluator, [(space.scale, None) for _, _, space in self.targets()])
@@ -80,8 +84,11 @@ class LsqPlus(Startable, LsqPlusQuantizer):
                 _set_scale(space, like_rows(scale, space.target), 0.0)
                 space.zero_point.requires_grad_(False)
             else:
-                observed = activation_of(calibration[layer], target)
-                _set_scale(space, torch.tensor([observed.scale]), float(observed.zero_point))
+                self.set_activation(space, activation_of(calibration[layer], target))
+
+    def set_activation(self, space: Any, scale: ActivationScale) -> None:
+        """See `Startable`."""
+        _set_scale(space, torch.tensor([scale.scale]), float(scale.zero_point))
 
     def _fuse_preprocess(self, evaluator: TorchEvaluator) -> None:
         super()._fuse_preprocess(evaluator)

@@ -28,6 +28,7 @@ from ray_nascomp.nni_adapter.evaluator import (
     register_subclasses,
 )
 from ray_nascomp.nni_adapter.lsq import Lsq, LsqPlus
+from ray_nascomp.nni_adapter.output_forms import OutputForm, fitted
 from ray_nascomp.nni_adapter.quantizers import INPUT, WEIGHT, Ptq, Qat
 from ray_nascomp.nni_adapter.scales import WEIGHT_LIMIT, ActivationScale, Calibration, LayerScales
 from ray_nascomp.tasks.base import Task
@@ -48,7 +49,7 @@ class QuantizationSession:
         task: Loss and calibration data.
         bits: Names of layers and embeddings -> bits of their weight, as `QUANTIZER_BITS` offers
             them for the method. The inputs of layers with 8 bits are quantized too.
-        outputs: Names of the layers with 8 bits whose outputs are quantized as well.
+        outputs: Names of the layers with 8 bits whose outputs are quantized as well -> what their scales must fit.
         train: What an epoch of quantization-aware training does; None for "ptq".
         optimizer: Class and arguments of its optimizer.
         training_step: Function (batch, model) -> loss of that training.
@@ -63,7 +64,7 @@ class QuantizationSession:
         model: nn.Module,
         task: Task,
         bits: Mapping[str, int],
-        outputs: Collection[str],
+        outputs: Mapping[str, OutputForm],
         train: TrainingFunction | None = None,
         optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (torch.optim.SGD, {"lr": 0.0}),
         training_step: TrainingStep | None = None,
@@ -72,7 +73,7 @@ class QuantizationSession:
         weight_scale: WeightScale | None = None,
     ) -> None:
         self.model = model
-        self._bits = dict(bits)
+        self._bits, self._outputs = dict(bits), dict(outputs)
         rows = {name: value for name, value in bits.items() if isinstance(model.get_submodule(name), nn.Embedding)}
         layers = {name: value for name, value in bits.items() if name not in rows}
         register_subclasses(model, layers)
@@ -83,6 +84,9 @@ class QuantizationSession:
             for name, scales in observing.calibration().items():
                 known[name] = replace(known[name], output=scales.output) if name in known else scales
             observing.close()
+        for name, form in outputs.items():
+            if name in known and (scale := known[name].output) is not None:
+                known[name] = replace(known[name], output=fitted(scale, form))
         self._embeddings = RoundedEmbeddings(model, rows)
         config = quantizer_entries(layers, outputs, method, known)
         # Ranges of weights show on any batch: no data is needed where all inputs' are known.
@@ -102,6 +106,7 @@ class QuantizationSession:
             self._evaluator.bind_model(model, self._quantizer._get_param_names_map())
             self._quantizer._fuse_preprocess(self._evaluator)
             self._quantizer.start(known, fresh)
+        self._fit_outputs()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -112,6 +117,7 @@ class QuantizationSession:
         """One call of the training function, with NNI's simulated integers in the forward pass."""
         self._evaluator.train(max_epochs=1)
         self._quantizer._fuse_postprocess(self._evaluator)
+        self._fit_outputs()
 
     def calibration(self) -> Calibration:
         """The scales as they are now."""
@@ -130,6 +136,14 @@ class QuantizationSession:
             self._evaluator.unbind_model()
         self._quantizer.unwrap_model()
         self._embeddings.close()
+
+    def _fit_outputs(self) -> None:
+        for layer, target, space in self._quantizer.targets():
+            if target == _OUTPUT:
+                scale = self._quantizer.activation_scale(space)
+                fitting = fitted(scale, self._outputs[layer])
+                if fitting != scale:
+                    self._quantizer.set_activation(space, fitting)
 
     def _set_weight_scales(self, weight_scale: WeightScale) -> None:
         for _, target, space in self._quantizer.targets():

@@ -41,6 +41,10 @@ class Startable:
             fresh: Names of the layers whose scales come from observation alone, not from an earlier session.
         """
 
+    def set_activation(self, space: Any, scale: ActivationScale) -> None:
+        """Sets the scale of an activation, as far as the quantizer can have it."""
+        raise NotImplementedError
+
     def finish(self) -> None:
         """Leaves weights of which `LayerScales.integers` makes the integers that were simulated."""
 
@@ -67,16 +71,20 @@ class Ptq(Startable, PtqQuantizer):
         for layer, target, space in self.targets():
             if layer not in calibration:
                 continue
-            device = next(space._wrapper.parameters()).device
             if target == WEIGHT:
+                device = next(space._wrapper.parameters()).device
                 space.scale = like_rows(torch.from_numpy(calibration[layer].weight), space.target).to(device)
                 space.zero_point = torch.zeros_like(space.scale)
                 continue
             activation = calibration[layer].input if target == INPUT else calibration[layer].output
-            if activation is None:
-                continue
-            space.scale = torch.tensor(activation.scale, device=device)
-            space.zero_point = torch.tensor(float(activation.zero_point), device=device)
+            if activation is not None:
+                self.set_activation(space, activation)
+
+    def set_activation(self, space: Any, scale: ActivationScale) -> None:
+        """See `Startable`."""
+        device = next(space._wrapper.parameters()).device
+        space.scale = torch.tensor(scale.scale, device=device)
+        space.zero_point = torch.tensor(float(scale.zero_point), device=device)
 
 
 class Qat(Startable, QATQuantizer):
@@ -86,6 +94,10 @@ class Qat(Startable, QATQuantizer):
         """See `Startable`."""
         for layer, target, space in self.targets():
             start_range(space, target, calibration[layer])
+
+    def set_activation(self, space: Any, scale: ActivationScale) -> None:
+        """See `Startable`."""
+        set_range(space, scale)
 
 
 def activation_of(scales: LayerScales, target: str) -> ActivationScale:
@@ -107,7 +119,11 @@ def start_range(space: Any, target: str, scales: Any) -> None:
         space.tracked_min, space.tracked_max = -reach, reach
         space.scale, space.zero_point = reach / space.qmax, torch.zeros_like(reach)
         return
-    activation = activation_of(scales, target)
+    set_range(space, activation_of(scales, target))
+
+
+def set_range(space: Any, activation: ActivationScale) -> None:
+    """Sets the range of an activation that a QAT quantizer goes on to follow."""
     device = next(space._wrapper.parameters()).device
     space.tracked_min = torch.tensor(-activation.zero_point * activation.scale, device=device)
     space.tracked_max = torch.tensor((space.qmax - activation.zero_point) * activation.scale, device=device)

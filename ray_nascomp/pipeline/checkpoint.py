@@ -63,7 +63,7 @@ def save_run(run: CompressionRun, folder: Path) -> None:
         "input_names": list(run.task.input_names),
         "transformers": _described_model(run.task),
         **snapshot.facts,
-        "outputs": sorted(run.outputs),
+        "outputs": run.outputs,
         "seconds": run.seconds,
         "continued": run.is_continued,
         "first": _artifact_facts(first) if first is not None else None,
@@ -115,7 +115,7 @@ def restore_run(run: CompressionRun, folder: Path) -> None:
     run.steps_done = manifest["steps_done"]
     run.metrics = manifest["metrics"]
     run.seconds = manifest["seconds"]
-    run.outputs = set(manifest["outputs"])
+    run.outputs = manifest["outputs"]
     if manifest["continued"]:
         run.forget_recipe()
     run._infeasible = not run.metrics.get("feasible", True)

@@ -18,6 +18,7 @@ from ray_nascomp.deployment.export import ExportError
 from ray_nascomp.deployment.qdq import insert_quantization
 from ray_nascomp.deployment.recurrent import quantize_recurrent
 from ray_nascomp.deployment.runtime import Latency, compare_latency, make_session, session_predictor
+from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
 from ray_nascomp.pipeline.prepare import Prepared
 from ray_nascomp.tasks.base import Task
@@ -97,7 +98,7 @@ class Simulation:
     calibration: Calibration
 
 
-def simulate(prepared: Prepared, task: Task, outputs: set[str]) -> Simulation:
+def simulate(prepared: Prepared, task: Task, outputs: dict[str, OutputForm]) -> Simulation:
     """The network under simulated integers, without training.
 
     Raises:

@@ -21,6 +21,7 @@ from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.qdq import unfollowed_convolutions
 from ray_nascomp.deployment.recurrent import lstms_with_floating_inputs, round_recurrent
 from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, no_training
+from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
 from ray_nascomp.pipeline.candidate import Candidate, train_all
 from ray_nascomp.tasks.base import Task
@@ -68,12 +69,12 @@ class Prepared:
             for name in self.bits
         }
 
-    def outputs_to_quantize(self, proto: onnx.ModelProto) -> set[str]:
-        """Layers whose output has to be quantized for the runtime to use integers."""
+    def outputs_to_quantize(self, proto: onnx.ModelProto) -> dict[str, OutputForm]:
+        """Layers whose output has to be quantized for the runtime to use integers -> what reads it."""
         weights = self.weights
         return unfollowed_convolutions(proto, weights, [name for name, bits in self.bits.items() if bits == 8])
 
-    def session(self, task: Task, outputs: set[str]) -> QuantizationSession:
+    def session(self, task: Task, outputs: dict[str, OutputForm]) -> QuantizationSession:
         """The network under simulated integers, as they are without training."""
         own = registry.registered("quantizer").get(self.method)
         if self.method == "ptq" or own is not None:
@@ -136,7 +137,7 @@ def rebuild_prepared(candidate: Candidate, task: Task, smoothed: dict[str, str])
 def training_session(
     candidate: Candidate,
     task: Task,
-    outputs: set[str],
+    outputs: dict[str, OutputForm],
     train: TrainingFunction,
     optimizer: tuple[type[torch.optim.Optimizer], dict[str, object]],
     step: TrainingStep,

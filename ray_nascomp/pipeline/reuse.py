@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import cloudpickle
 import torch
 
+from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.pipeline.candidate import Candidate
 from ray_nascomp.pipeline.recipe import Recipe, code_digest
 from ray_nascomp.pipeline.snapshot import Snapshot
@@ -35,14 +36,14 @@ class KeptFile:
         value: Its metric.
         error: See `Artifact`.
         simulated: The metric of the network under simulated integers.
-        outputs: Layers whose output is quantized.
+        outputs: Layers whose output is quantized -> what reads it.
     """
 
     content: bytes
     value: float
     error: float
     simulated: float
-    outputs: frozenset[str]
+    outputs: dict[str, OutputForm]
 
 
 class Reuse:
@@ -106,13 +107,11 @@ class Reuse:
         self.count(entry is not None)
         if entry is None:
             return None
-        facts = {**entry.facts, "outputs": frozenset(entry.facts["outputs"])}
-        return KeptFile(content=entry.tensors["file"].numpy().tobytes(), **facts)
+        return KeptFile(content=entry.tensors["file"].numpy().tobytes(), **entry.facts)
 
     def keep_file(self, text: str, task: Task, file: KeptFile) -> None:
         """Keeps an exported file."""
-        facts = {**vars(replace(file, outputs=frozenset())), "outputs": sorted(file.outputs)}
-        del facts["content"]
+        facts = {name: value for name, value in vars(file).items() if name != "content"}
         tensor = torch.frombuffer(bytearray(file.content), dtype=torch.uint8)
         self._cache.write(self._key(text, task), {"file": tensor}, facts)
 

@@ -16,6 +16,7 @@ from ray_nascomp.compression.batch_norm import reestimate_batch_norm
 from ray_nascomp.costs import CostModel
 from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.goals import Goal
+from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.pipeline import measure
 from ray_nascomp.pipeline.candidate import Candidate, make_candidate
 from ray_nascomp.pipeline.prepare import prepare, prepare_for_training, training_session
@@ -87,7 +88,7 @@ class CompressionRun:
         self.artifact: measure.Artifact | None = None
         self.candidate: Candidate | None = None
         self.optimizer: torch.optim.Optimizer | None = None
-        self.outputs: set[str] = set()
+        self.outputs: dict[str, OutputForm] = {}
         self._first: measure.Artifact | None = None
         self.is_continued = False
         self._infeasible = False
@@ -241,7 +242,7 @@ class CompressionRun:
         text = self.recipe.exported(text)
         known = self.reuse.file(text, self.task) if self.reuse is not None else None
         if known is not None:
-            self.outputs = set(known.outputs)
+            self.outputs = known.outputs
             with self._clock("measure"):
                 return known.simulated, measure.timed(known.content, known.value, known.error, self.task)
         with self._clock("quantize"):
@@ -255,7 +256,7 @@ class CompressionRun:
         with self._clock("measure"):
             artifact = measure.make_artifact(prepared, proto, simulation, self.task)
         if self.reuse is not None:
-            file = KeptFile(artifact.content, artifact.value, artifact.error, simulation.value, frozenset(self.outputs))
+            file = KeptFile(artifact.content, artifact.value, artifact.error, simulation.value, self.outputs)
             self.reuse.keep_file(text, self.task, file)
         return simulation.value, artifact
 

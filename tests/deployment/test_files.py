@@ -49,8 +49,9 @@ def test_only_convolutions_without_a_quantized_follower_need_a_quantized_output(
     proto = export_onnx(network, INPUTS[:2], ("x",))
     layers = [layer.name for layer in nc.ModelSpec.from_model(network, INPUTS[:2]).compressible_layers]
     weights = {name: network.get_submodule(name).weight.detach().numpy() for name in layers}
-    # The stem feeds an addition as well, second feeds one, expand an average; first and depthwise feed layers.
-    assert unfollowed_convolutions(proto, weights, layers) == {"stem.0", "second.0", "expand.0"}
+    # The stem's ReLU feeds an addition as well, second feeds one, expand's an average; first and depthwise feed layers.
+    expected = {"stem.0": "positive", "second.0": "plain", "expand.0": "positive"}
+    assert unfollowed_convolutions(proto, weights, layers) == expected
     assert "depthwise.0" in unfollowed_convolutions(proto, weights, set(layers) - {"expand.0"})
 
 

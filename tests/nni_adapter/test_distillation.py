@@ -99,7 +99,7 @@ def test_layers_under_a_quantizer_are_distilled_too(digits_task):
     student = copy.deepcopy(digits_task.model)
     fold_batch_norm(student, digits_task.example_inputs)
     bits = {layer.name: 4 for layer in digits_task.spec.compressible_layers}
-    session = QuantizationSession(student, digits_task, bits, ())
+    session = QuantizationSession(student, digits_task, bits, {})
     extra = LayerwiseDistillation(student, digits_task, "dynamic", 0)
     inputs = digits_task.val_data.head(64)[0]
     student.eval()(inputs)
@@ -154,7 +154,7 @@ def test_the_fused_form_gives_masks_and_scales_that_hold(digits_task, prune, qua
     remove_channels(network, task.example_inputs, result.removed)
     assert result.calibration["expand.0"].weight.shape == (24,)
     session = QuantizationSession(
-        network, task, bits, (), train_on([]), (torch.optim.SGD, {"lr": 0.0}), None, quantize, result.calibration
+        network, task, bits, {}, train_on([]), (torch.optim.SGD, {"lr": 0.0}), None, quantize, result.calibration
     )
     outputs = task.predict(network)(inputs)
     session.close()

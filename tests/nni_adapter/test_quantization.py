@@ -35,11 +35,10 @@ def folded(task: nc.Task) -> nn.Module:
 
 
 def session(network, task, bits, method, steps=20, **options) -> QuantizationSession:
+    outputs = {"stem.0": "plain"} if "stem.0" in bits else {}
     if method == "ptq":
-        return QuantizationSession(network, task, bits, {"stem.0"} & set(bits), **options)
-    return QuantizationSession(
-        network, task, bits, {"stem.0"} & set(bits), train(task, steps), ADAM, method=method, **options
-    )
+        return QuantizationSession(network, task, bits, outputs, **options)
+    return QuantizationSession(network, task, bits, outputs, train(task, steps), ADAM, method=method, **options)
 
 
 def quantized(values: Tensor, scale: ActivationScale | None) -> Tensor:
@@ -129,7 +128,7 @@ def test_a_session_goes_on_from_the_scales_of_another(digits_task):
 
 def test_what_earlier_scales_lack_is_observed(digits_task):
     network = folded(digits_task)
-    first = QuantizationSession(network, digits_task, {"head": 8}, ())
+    first = QuantizationSession(network, digits_task, {"head": 8}, {})
     head = first.calibration()["head"]
     first.close()
     own = replace(head, weight=head.weight * 2)
