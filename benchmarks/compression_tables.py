@@ -327,8 +327,8 @@ def page(results: dict[str, Any]) -> str:
         name, method, bits = key.split(" / ")
         lines.append(
             f"| {name} | {method} | {bits} | {cell['error']:.4f} | {cell['error of noise']:.4f} | "
-            f"{cell['agreement']:.1%} | {cell['accuracy before']:.3f} | {cell['accuracy']:.3f} | {cell['bytes']:,} | {cell['size ratio']:.2f} | "
-            f"{cell['speedup']:.2f} |"
+            f"{cell['agreement']:.1%} | {cell['accuracy before']:.3f} | {cell['accuracy']:.3f} | "
+            f"{cell['bytes']:,} | {cell['size ratio']:.2f} | {cell['speedup']:.2f} |"
         )
     return "\n".join([*lines, *_blocks(json.loads(BLOCKS.read_text())), *_bytes(json.loads(BYTES.read_text())), ""])
 

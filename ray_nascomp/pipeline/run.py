@@ -19,6 +19,7 @@ from ray_nascomp.goals import Goal
 from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.pipeline import measure
 from ray_nascomp.pipeline.candidate import Candidate, make_candidate
+from ray_nascomp.pipeline.memory import return_freed_memory
 from ray_nascomp.pipeline.prepare import prepare, prepare_for_training, training_session
 from ray_nascomp.pipeline.recipe import Recipe
 from ray_nascomp.pipeline.report import Measurement, infeasible_metrics, metrics_of
@@ -141,6 +142,7 @@ class CompressionRun:
         return Step(self.metrics, self.artifact, self)
 
     def _compress(self) -> Measurement:
+        return_freed_memory()
         with self._clock("prune"):
             self.candidate = self._compressed()
             self.trainer.masks = self.candidate.masks
