@@ -56,12 +56,15 @@ def unfollowed_convolutions(
     readers = Readers(proto.graph, found, through_joins=True)
     followers = followers_of(found, readers)
     hard = {gate.layer: gate.operator for gate in find_gates(proto.graph, found) if gate.is_hard}
-    unfollowed = [entry for entry in found if entry.node.op_type == "Conv" and followers[entry.index] is None]
-    forms: dict[str, OutputForm] = {}
-    for entry in unfollowed:
+    convolutions = [entry for entry in found if entry.node.op_type == "Conv"]
+    forms: dict[str, set[OutputForm]] = {}
+    for entry in convolutions:
         _, is_positive = readers.last_alone(entry.node.output[0])
-        forms[entry.layer] = "positive" if is_positive else _HARD_FORMS.get(hard.get(entry.index, ""), "plain")
-    return forms
+        form = "positive" if is_positive else _HARD_FORMS.get(hard.get(entry.index, ""), "plain")
+        forms.setdefault(entry.layer, set()).add(form)
+    unfollowed = {entry.layer for entry in convolutions if followers[entry.index] is None}
+    # A layer that is used twice has one scale for both.
+    return {layer: form if not others else "plain" for layer, (form, *others) in forms.items() if layer in unfollowed}
 
 
 def followers_of(layers: Iterable[LayerNode], readers: Readers) -> dict[int, tuple[str, ...] | None]:

@@ -163,3 +163,27 @@ def test_trained_scales_are_those_of_the_file(method, kind):
     assert step.metrics["export_error"] < 0.03
     operators = {node.op_type for node in onnx.load_from_string(step.artifact.content).graph.node}
     assert "HardSwish" not in operators or method == "lsq"  # Which has no zero points.
+
+
+class UsedTwice(nn.Module):
+    """A convolution whose output is rectified in one place, and read as it is in the other."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.activation = activation
+        self.stem, self.shared, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.last(x + self.activation(self.shared(x + self.shared(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Hardswish()])
+def test_a_convolution_that_is_used_twice_keeps_both_signs(activation):
+    data = INPUTS, torch.arange(64) % 5
+    task = nc.Task(UsedTwice(activation).eval(), data, data)
+    step = nc.compress(task, {"quantize": {"method": "ptq", "bits": 8}}, epochs=0)
+    (found,) = ort.InferenceSession(step.artifact.content).run(None, {task.input_names[0]: INPUTS.numpy()})
+    expected = task.model(INPUTS).detach().numpy()
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
