@@ -33,7 +33,7 @@ def test_a_loaded_network_is_the_one_that_was_saved(saved, digits):
     with torch.no_grad():
         assert torch.equal(network(inputs), step.run.candidate.network.eval()(inputs))
         integers = run_session(make_session(step.artifact.content), inputs, ("x",))
-        assert (network(inputs).argmax(1).numpy() == integers.argmax(1)).mean() > 0.97
+        assert (network(inputs).argmax(1).numpy() == integers.argmax(1)).mean() > 0.9
     assert sum(p.numel() for p in network.parameters()) < sum(p.numel() for p in ResidualNet().parameters()) / 2
 
 
