@@ -190,7 +190,7 @@ _PAGE = """# NNI's model spaces
 Measured by `python benchmarks/nni_spaces.py`, which also writes this page; the raw figures are in
 `benchmarks/results/nni_spaces.json`.
 
-Architectures of every space in NNI's hub, up to {count} of each (the table says how many were measured so far), drawn
+Architectures of every space in NNI's hub, up to {count} of each, drawn
 by Tune from the dimensions of [`nni_space`](guides/architecture.md#nnis-model-spaces): built small, for images of
 32 x 32, 30% of every group's channels removed, quantized to 8 bits, exported. The error is the largest relative
 difference (L2) of a file's outputs, run by ONNX Runtime, from NNI's simulation; up to 0.1 is allowed, and more where

@@ -15,13 +15,14 @@ CONFIG = {
     "prune": {"sparsity": 0.5},
     "low_rank": {"rank": {"expand.0": 0.5}},
     "quantize": {"method": "qat", "bits": 8},
+    "finetune": {"lr": 2e-2},
 }
 
 
 @pytest.fixture(scope="module")
 def saved(digits_task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    step = nc.compress(digits_task, CONFIG, epochs=2)
+    step = nc.compress(digits_task, CONFIG, epochs=3)
     step.save(folder)
     return folder, step
 
@@ -33,7 +34,7 @@ def test_a_loaded_network_is_the_one_that_was_saved(saved, digits):
     with torch.no_grad():
         assert torch.equal(network(inputs), step.run.candidate.network.eval()(inputs))
         integers = run_session(make_session(step.artifact.content), inputs, ("x",))
-        assert (network(inputs).argmax(1).numpy() == integers.argmax(1)).mean() > 0.9
+        assert (network(inputs).argmax(1).numpy() == integers.argmax(1)).mean() > 0.97
     assert sum(p.numel() for p in network.parameters()) < sum(p.numel() for p in ResidualNet().parameters()) / 2
 
 

@@ -120,14 +120,9 @@ class FileModel:
         count = read.sum(1) + inner.sum(1) + unfollowed.sum(1) + sigmoids + products
         zeros = (read & self._is_positive).sum(1) + sigmoids
         own = count - zeros + (zeros > 0)
+        total = count * _PAIR + own * scalar(1) + unfollowed @ self._hard_gates + biases
         # All sigmoids have one scale.
-        total = (
-            unfollowed @ self._hard_gates
-            + count * _PAIR
-            + own * scalar(1)
-            - np.maximum(sigmoids - 1, 0) * scalar(FLOAT)
-            + biases
-        )
+        total = total - np.maximum(sigmoids - 1, 0) * scalar(FLOAT)
         if self._smoothed.any():
             for where, c in pairs:
                 smoothed = where & self._smoothed

@@ -12,7 +12,7 @@ from torch import nn
 from ray_nascomp.costs.file_layout import LayerPlace
 from ray_nascomp.deployment.gates import find_gates
 from ray_nascomp.deployment.layer_nodes import layer_nodes
-from ray_nascomp.deployment.qdq import followers_of
+from ray_nascomp.deployment.outputs import followers_of
 from ray_nascomp.deployment.readers import POSITIVE_OPS, Readers
 from ray_nascomp.deployment.recurrent import nodes_of
 

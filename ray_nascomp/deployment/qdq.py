@@ -3,7 +3,7 @@
 Where a layer's input is quantized, its weight becomes an int8 tensor behind a DequantizeLinear
 and its input passes a QuantizeLinear and a DequantizeLinear; ONNX Runtime fuses these with the
 layer into integer kernels. Convolutions are fused only where their output is quantized too, be it
-by the next layer's input: `unfollowed_convolutions` names those for which it is not. Linear
+by the next layer's input (`outputs`). Linear
 layers are fused as they are; those with a bias, where no integers follow, by an integer bias.
 Where a layer's input stays in floating point, its weight is stored as integers and unfolded when
 the file is loaded; of an embedding, when its rows are looked up. Large products by 4 bits are left
@@ -13,7 +13,7 @@ to an operator of ONNX Runtime's own (`blocks`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from ray_nascomp.deployment.blocks import BLOCK_DOMAIN, block_product, pack_bloc
 from ray_nascomp.deployment.editor import GraphEditor
 from ray_nascomp.deployment.gates import SIGMOID_SCALE, Gate, find_gates, product_scale
 from ray_nascomp.deployment.layer_nodes import LayerNode, layer_nodes
+from ray_nascomp.deployment.outputs import followers_of, output_places
 from ray_nascomp.deployment.readers import Readers
 from ray_nascomp.deployment.stored import (
     UNPACKING_OPSET,
@@ -33,48 +34,12 @@ from ray_nascomp.deployment.stored import (
     unfold,
     unfold_rows,
 )
-from ray_nascomp.nni_adapter.output_forms import HARD_SLOPE, OutputForm, hard_steps
+from ray_nascomp.nni_adapter.output_forms import HARD_SLOPE, hard_steps
 from ray_nascomp.nni_adapter.quantization import ActivationScale, Calibration, LayerScales
 
-_HARD_FORMS: dict[str, OutputForm] = {"HardSigmoid": "hard_sigmoid", "HardSwish": "hard_swish"}
 _ROUNDING = 1e-5
 _BIAS_LIMIT = 2**30
 """Largest multiple that a bias is of the scales' product."""
-
-
-def unfollowed_convolutions(
-    proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], quantized: Collection[str]
-) -> dict[str, OutputForm]:
-    """Quantized convolutions whose output no quantized layer takes as its input -> what reads it.
-
-    Args:
-        proto: The exported model in floating point.
-        weights: Layer name -> torch weight, of all compressible layers.
-        quantized: Names of the layers whose inputs will be quantized.
-    """
-    found = list(layer_nodes(proto.graph, {name: weights[name] for name in quantized}))
-    readers = Readers(proto.graph, found, through_joins=True)
-    followers = followers_of(found, readers)
-    hard = {gate.layer: gate.operator for gate in find_gates(proto.graph, found) if gate.is_hard}
-    convolutions = [entry for entry in found if entry.node.op_type == "Conv"]
-    forms: dict[str, set[OutputForm]] = {}
-    for entry in convolutions:
-        _, is_positive = readers.last_alone(entry.node.output[0])
-        form = "positive" if is_positive else _HARD_FORMS.get(hard.get(entry.index, ""), "plain")
-        forms.setdefault(entry.layer, set()).add(form)
-    unfollowed = {entry.layer for entry in convolutions if followers[entry.index] is None}
-    # A layer that is used twice has one scale for both.
-    return {layer: form if not others else "plain" for layer, (form, *others) in forms.items() if layer in unfollowed}
-
-
-def followers_of(layers: Iterable[LayerNode], readers: Readers) -> dict[int, tuple[str, ...] | None]:
-    """Position of a convolution, or a linear layer with a bias -> the layers that read its output, as `readers` says.
-
-    Args:
-        layers: The graph's layers.
-        readers: Who reads what.
-    """
-    return {entry.index: readers.of(entry.node.output[0]) for entry in layers if entry.node.op_type in ("Conv", "Gemm")}
 
 
 def insert_quantization(
@@ -121,7 +86,7 @@ def insert_quantization(
         _clip_limits(graph),
     )
     followers = followers_of(quantized, readers)
-    outputs = _output_places(found, calibration, readers)
+    outputs = output_places(found, calibration, readers)
     for entry in found:
         if entry.node.op_type == "Gemm" and entry.index in biases and followers.get(entry.index, ()) is None:
             writer.write_bias(entry, biases[entry.index], calibration[entry.layer])
@@ -176,27 +141,6 @@ def _with_room_for_biases(
             least = np.abs(biases[entry.index]) / (scales.input.scale * _BIAS_LIMIT)
             roomy[entry.layer] = replace(scales, weight=np.maximum(scales.weight, least).astype(np.float32))
     return roomy
-
-
-def _output_places(
-    found: list[LayerNode], calibration: Calibration, readers: Readers
-) -> dict[int, tuple[int, ActivationScale]]:
-    """Position of a layer's node -> position of the node behind which its output is quantized, and the scale.
-
-    That is the layer itself, or the last of the ReLUs and poolings that alone read it: ONNX Runtime has a ReLU in its
-    convolution, and takes maxima of integers.
-    """
-    places = {}
-    for entry in found:
-        scale = calibration[entry.layer].output
-        if scale is None:
-            continue
-        index, is_positive = readers.last_alone(entry.node.output[0])
-        # Behind a ReLU what has two signs would leave half of the integers unused.
-        if index is None or is_positive != (scale.zero_point == 0):
-            index = entry.index
-        places[entry.index] = (index, scale)
-    return places
 
 
 def _clip_limits(graph: onnx.GraphProto) -> dict[str, float]:

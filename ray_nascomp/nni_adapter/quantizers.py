@@ -43,7 +43,9 @@ class Startable:
 
     def set_activation(self, space: Any, scale: ActivationScale) -> None:
         """Sets the scale of an activation, as far as the quantizer can have it."""
-        raise NotImplementedError
+        device = next(space._wrapper.parameters()).device
+        space.scale = torch.tensor(scale.scale, device=device)
+        space.zero_point = torch.tensor(float(scale.zero_point), device=device)
 
     def finish(self) -> None:
         """Leaves weights of which `LayerScales.integers` makes the integers that were simulated."""
@@ -79,12 +81,6 @@ class Ptq(Startable, PtqQuantizer):
             activation = calibration[layer].input if target == INPUT else calibration[layer].output
             if activation is not None:
                 self.set_activation(space, activation)
-
-    def set_activation(self, space: Any, scale: ActivationScale) -> None:
-        """See `Startable`."""
-        device = next(space._wrapper.parameters()).device
-        space.scale = torch.tensor(scale.scale, device=device)
-        space.zero_point = torch.tensor(float(scale.zero_point), device=device)
 
 
 class Qat(Startable, QATQuantizer):

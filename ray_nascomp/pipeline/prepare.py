@@ -18,7 +18,7 @@ from ray_nascomp.compression.smooth import ALPHAS, Scale, smooth
 from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.compression.static import calibrate_layers, quantize_linear
 from ray_nascomp.deployment.export import export_onnx
-from ray_nascomp.deployment.qdq import unfollowed_convolutions
+from ray_nascomp.deployment.outputs import unfollowed_convolutions
 from ray_nascomp.deployment.recurrent import lstms_with_floating_inputs, round_recurrent
 from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, no_training
 from ray_nascomp.nni_adapter.output_forms import OutputForm

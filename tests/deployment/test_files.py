@@ -11,7 +11,8 @@ import ray_nascomp as nc
 from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.deployment.compact import _short_name, compact
 from ray_nascomp.deployment.export import ExportError, export_onnx
-from ray_nascomp.deployment.qdq import insert_quantization, unfollowed_convolutions
+from ray_nascomp.deployment.outputs import unfollowed_convolutions
+from ray_nascomp.deployment.qdq import insert_quantization
 from ray_nascomp.deployment.runtime import compare_latency, make_session, run_session
 from ray_nascomp.errors import NonFiniteModelError
 from ray_nascomp.nni_adapter.quantization import ActivationScale, LayerScales
