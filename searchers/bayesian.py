@@ -3,9 +3,10 @@
 Gaussian processes learn the metrics that only trials tell; those that the cost model knows enter
 as deterministic functions. The next config maximises the log noisy expected hypervolume
 improvement (Daulton et al. 2021, arXiv 2105.08195; Ament et al. 2023, arXiv 2310.20708) over a
-pool of neighbours of the best results and of random configs, so that mixed spaces and costs
-without gradients need no relaxation. Results of trials that were stopped early enter with their
-share of the full length as one more input (Kandasamy et al. 2017, arXiv 1703.06240).
+pool of neighbours of the best results and of random configs, and then over neighbours of the most
+promising of these, so that mixed spaces and costs without gradients need no relaxation. Results of
+trials that were stopped early enter with their share of the full length as one more input
+(Kandasamy et al. 2017, arXiv 1703.06240).
 """
 
 from __future__ import annotations
@@ -24,21 +25,27 @@ from ray_nascomp.observations import Observation, Status
 from ray_nascomp.pareto import ranks
 from ray_nascomp.searchers.base import CostFunction, GoalSearcher
 from ray_nascomp.searchers.operators import Variation
+from ray_nascomp.searchers.process import Shape, design, process_variance
+from ray_nascomp.searchers.process_shape import choose_shapes
 from ray_nascomp.searchers.scaling import UnitScale
+from ray_nascomp.searchers.warping import Warp
 
 if TYPE_CHECKING:
     import torch
     from botorch.models import SingleTaskGP
+    from botorch.models.model import Model
     from botorch.posteriors.torch import TorchPosterior
 
-_POOL = 160
+_POOL = 128
 _RANDOM_SHARE = 0.25
+_CLIMBS = 5
+_CLIMBERS = 4
+_NEIGHBOURS = 32
 _BASELINE = 24
 _CROSSOVER = 0.4
-_FIT_ROWS = 256
-_FIT_STEPS = 60
 # A process costs the cube of its rows: a search of thousands of trials learns from the best and the newest.
 _ROWS = 600
+_SHAPED_BY = 128
 
 
 class BayesianSearch(GoalSearcher):
@@ -74,8 +81,6 @@ class BayesianSearch(GoalSearcher):
             raise ConfigError("BayesianSearch: BoTorch is not installed; pip install 'ray-nascomp[bayesian]'")
         super().__init__(goal, cost_model, seed=seed, points_to_evaluate=points_to_evaluate, warm_start=warm_start)
         self._initial = initial
-        self._fitted_at = 0
-        self._hyperparameters: dict[str, dict[str, Any]] = {}
 
     @cached_property
     def variation(self) -> Variation:
@@ -88,25 +93,13 @@ class BayesianSearch(GoalSearcher):
         usable = [o for o in finals if np.isfinite(self.goal.losses(o.metrics)).all()]
         if len(usable) < 3 or len(self.observations) + len(self._pending) < self._initial:
             return self.spread()
-        pool = self._pool(usable)
-        if not pool:
-            return self.space.sample(self.rng)
         from botorch.utils.sampling import manual_seed
         from linear_operator.utils.warnings import NumericalWarning
 
         with manual_seed(int(self.rng.integers(2**31))), warnings.catch_warnings():
             # The jitter that results close to each other need.
             warnings.simplefilter("ignore", NumericalWarning)
-            return pool[self._most_promising(pool, usable)]
-
-    def own_state(self) -> dict[str, Any]:
-        """The models' hyperparameters: they are fitted now and then only."""
-        return {"fitted_at": self._fitted_at, "hyperparameters": self._hyperparameters}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Takes back the models' hyperparameters."""
-        self._fitted_at = state["fitted_at"]
-        self._hyperparameters = state["hyperparameters"]
+            return self._most_promising(usable) or self.space.sample(self.rng)
 
     def _pool(self, usable: list[Observation]) -> list[dict[str, Any]]:
         """New, affordable configs: children of the best results, and random ones."""
@@ -117,6 +110,9 @@ class BayesianSearch(GoalSearcher):
         parents = np.where(self.rng.random((count, 1)) < _CROSSOVER, crossed, best[first])
         drafts = self.space.decode_many(self.variation.mutate(self.rng, parents))
         drafts += [self.space.sample(self.rng) for _ in range(_POOL - count)]
+        return self._new(drafts)
+
+    def _new(self, drafts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         affordable = [c for c, known in zip(drafts, self.foresee(drafts), strict=True) if known is not None]
         return list({self.key(config): config for config in affordable if self.is_new(config)}.values())
 
@@ -134,99 +130,73 @@ class BayesianSearch(GoalSearcher):
         newest = {id(o) for o in [o for o in usable if id(o) not in best][-_ROWS // 2 :]}
         return [o for o in usable if id(o) in best | newest]
 
-    def _most_promising(self, pool: list[dict[str, Any]], usable: list[Observation]) -> int:
-        """Position in the pool of the largest acquisition value."""
+    def _most_promising(self, usable: list[Observation]) -> dict[str, Any] | None:
+        """The config of the largest acquisition value: of a pool, then of neighbours of the best so far."""
+        acquisition = self._acquisition(usable)
+        candidates = self._pool(usable)
+        judged: list[tuple[float, dict[str, Any]]] = []
+        for climb in range(_CLIMBS + 1):
+            if candidates:
+                judged += zip(acquisition(candidates).tolist(), candidates, strict=True)
+                judged.sort(key=lambda pair: -pair[0])
+            if judged and climb < _CLIMBS:
+                best = self.space.encode([config for _, config in judged[:_CLIMBERS]])
+                chosen = best[self.rng.integers(len(best), size=_NEIGHBOURS)]
+                candidates = self._new(self.space.decode_many(self.variation.mutate(self.rng, chosen)))
+        return judged[0][1] if judged else None
+
+    def _acquisition(self, usable: list[Observation]) -> Callable[[Sequence[Mapping[str, Any]]], np.ndarray]:
+        """Function from configs to their acquisition values."""
         import torch
         from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
         from botorch.acquisition.multi_objective.objective import GenericMCMultiOutputObjective
         from botorch.models import ModelList
-        from botorch.models.deterministic import GenericDeterministicModel
         from botorch.sampling.get_sampler import get_sampler
 
-        inputs = _Inputs(self, self._worth_learning(usable))
-        models = []
-        for column, metric in enumerate(self.goal.metrics):
-            if metric in inputs.known:
-                position = inputs.width + inputs.known.index(metric)
-                models.append(GenericDeterministicModel(partial(_column, position)))
-            else:
-                models.append(self._model(metric, inputs, column))
-        self._fitted_at = self._due() or self._fitted_at
+        results = _Results(self, self._worth_learning(usable))
+        model = ModelList(*results.models())
         signs = torch.tensor([-o.sign for o in self.goal.objectives], dtype=torch.double)
         chosen = [self.goal.metrics.index(o.metric) for o in self.goal.objectives]
         feasible = [o for o in usable if self.goal.is_feasible(o.metrics)] or usable
-        gains = inputs.scaled([o.metrics for o in feasible])[:, chosen] * signs
+        gains = results.scaled([o.metrics for o in feasible])[:, chosen] * signs
         low, high = gains.amin(dim=0), gains.amax(dim=0)
-        model = ModelList(*models)
-        baseline = inputs.rows([o.config for o in self._best(usable, _BASELINE)])
+        baseline = results.rows([o.config for o in self._best(usable, _BASELINE)])
         samples = torch.Size([32 if len(chosen) < 3 else 16])
         acquisition = qLogNoisyExpectedHypervolumeImprovement(
             model=model,
             ref_point=low - 0.1 * (high - low).clamp_min(1e-3),
             X_baseline=baseline,
             sampler=get_sampler(cast("TorchPosterior", model.posterior(baseline[:1])), sample_shape=samples, seed=0),
-            objective=GenericMCMultiOutputObjective(lambda y, **_: y[..., chosen] * signs),
-            constraints=[inputs.slack(constraint) for constraint in self.goal.constraints] or None,
-            X_pending=inputs.rows(self.pending) if self.pending else None,
+            objective=GenericMCMultiOutputObjective(lambda y, **_: results.unwarped(y)[..., chosen] * signs),
+            constraints=[results.slack(constraint) for constraint in self.goal.constraints] or None,
+            X_pending=results.rows(self.pending) if self.pending else None,
             prune_baseline=False,
             cache_root=False,
         )
-        with torch.no_grad():
-            values = acquisition(inputs.rows(pool).unsqueeze(-2))
-        return int(values.nan_to_num(nan=-torch.inf).argmax())
 
-    def _due(self) -> int:
-        """Number of observations if hyperparameters have to be fitted again, else 0."""
-        count = len(self.observations)
-        step = max(4, count // 8)
-        return count if not self._fitted_at or count - self._fitted_at >= step else 0
+        def values(configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+            with torch.no_grad():
+                gains = acquisition(results.rows(configs).unsqueeze(-2)).numpy()
+            return np.asarray(np.nan_to_num(gains, nan=-np.inf))
 
-    def _model(self, metric: str, inputs: _Inputs, column: int) -> SingleTaskGP:
-        from botorch.exceptions.warnings import OptimizationWarning
-        from botorch.optim.fit import fit_gpytorch_mll_scipy
-        from gpytorch.mlls import ExactMarginalLogLikelihood
-
-        if self._due() or metric not in self._hyperparameters:
-            rows = np.linspace(0, len(inputs.train) - 1, min(_FIT_ROWS, len(inputs.train))).astype(int)
-            fitted = inputs.process(column, rows)
-            if metric in self._hyperparameters:
-                _set_parameters(fitted, self._hyperparameters[metric])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", OptimizationWarning)
-                fit_gpytorch_mll_scipy(
-                    ExactMarginalLogLikelihood(fitted.likelihood, fitted), options={"maxiter": _FIT_STEPS}
-                )
-            self._hyperparameters[metric] = {name: value.tolist() for name, value in fitted.named_parameters()}
-        model: SingleTaskGP = inputs.process(column, np.arange(len(inputs.train)))
-        _set_parameters(model, self._hyperparameters[metric])
-        model.eval()
-        return model
-
-
-def _set_parameters(model: SingleTaskGP, values: Mapping[str, Any]) -> None:
-    import torch
-
-    for name, parameter in model.named_parameters():
-        parameter.data = torch.tensor(values[name], dtype=torch.double).reshape(parameter.shape)
+        return values
 
 
 def _column(position: int, rows: torch.Tensor) -> torch.Tensor:
     return rows[..., position : position + 1]
 
 
-class _Inputs:
+class _Results:
     """Configs and results as the models see them.
 
-    A row holds the encoded dimensions (unordered categoricals one-hot), the share of the full
-    length, all known metrics in the scale of the dimensions, and then the goal's known metrics,
-    standardised; the processes see all but the last part.
+    A row holds the inputs (the encoded dimensions, unordered categoricals one-hot, the share of the full
+    length, and all known metrics in the scale of the dimensions), what their trends are made of, and
+    then the goal's known metrics, standardised.
     """
 
     def __init__(self, searcher: BayesianSearch, usable: list[Observation]) -> None:
-        import torch
-
         self._searcher = searcher
-        self.known = [m for m in searcher.goal.metrics if m in (searcher.known_metrics(usable[0].config) or {})]
+        self._known = [m for m in searcher.goal.metrics if m in (searcher.known_metrics(usable[0].config) or {})]
         self._scale_of_costs = UnitScale(searcher.known_values([o.config for o in usable]))
         final = self._metrics_of([o.metrics for o in usable])
         self._mean = np.array([np.mean(c[np.isfinite(c)]) if np.isfinite(c).any() else 0.0 for c in final.T])
@@ -237,21 +207,34 @@ class _Inputs:
         early = early[-_ROWS:]
         learnt = [*usable, *(o for o in early if np.isfinite(searcher.goal.losses(o.metrics)).all())]
         shares = [1.0] * len(usable) + [o.fidelity / longest for o in learnt[len(usable) :]]
-        self.train = self.rows([o.config for o in learnt], shares)
-        self.targets = self.scaled([o.metrics for o in learnt])
-        self.targets = torch.nan_to_num(self.targets, nan=0.0)
-        self.width = self.train.shape[1] - len(self.known)
+        self._inputs = self._inputs_of([o.config for o in learnt], shares)
+        self._targets = np.nan_to_num(self._standardised([o.metrics for o in learnt]))
+        self._warps: list[Warp | None] = [None] * len(searcher.goal.metrics)
 
-    def rows(self, configs: Sequence[Mapping[str, Any]], shares: Sequence[float] | None = None) -> torch.Tensor:
-        """Rows of configs, shape `(configs, width + known)`; `shares` of the full length, 1 unless told."""
+    def models(self) -> list[Model]:
+        """A model of each metric, deterministic where the cost model knows it; fixes how metrics are warped."""
+        from botorch.models.deterministic import GenericDeterministicModel
+
+        goal, width = self._searcher.goal, 3 * self._inputs.shape[1]
+        unknown = [column for column, metric in enumerate(goal.metrics) if metric not in self._known]
+        rows = np.linspace(0, len(self._inputs) - 1, min(_SHAPED_BY, len(self._inputs))).astype(int)
+        shapes = iter(choose_shapes(self._inputs[rows], self._targets[rows][:, unknown]))
+        models: list[Model] = []
+        for column, metric in enumerate(goal.metrics):
+            if column in unknown:
+                models.append(self._process(column, next(shapes)))
+            else:
+                models.append(GenericDeterministicModel(partial(_column, width + self._known.index(metric))))
+        return models
+
+    def rows(self, configs: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Rows of configs trained in full, shape `(configs, width)`."""
         import torch
 
-        features = self._searcher.space.features(self._searcher.space.encode(configs))
-        length = np.ones(len(configs)) if shares is None else np.array(shares)
-        positions = [self._searcher.goal.metrics.index(metric) for metric in self.known]
+        inputs = self._inputs_of(configs, [1.0] * len(configs))
+        positions = [self._searcher.goal.metrics.index(metric) for metric in self._known]
         costs = self._standardised([self._searcher.known_metrics(config) or {} for config in configs])[:, positions]
-        inputs = self._scale_of_costs(self._searcher.known_values(configs))
-        return torch.from_numpy(np.concatenate([features, length[:, None], inputs, costs], axis=1))
+        return torch.from_numpy(np.concatenate([inputs, design(inputs), costs], axis=1))
 
     def scaled(self, metrics: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """The goal's metrics, each standardised by the final results, shape `(results, metrics)`."""
@@ -259,26 +242,63 @@ class _Inputs:
 
         return torch.from_numpy(self._standardised(metrics))
 
+    def unwarped(self, samples: torch.Tensor) -> torch.Tensor:
+        """Standardised metrics of what the models say, shape `(..., metrics)`."""
+        import torch
+
+        columns = [
+            samples[..., column] if warp is None else torch.from_numpy(warp.inverse(samples[..., column].numpy()))
+            for column, warp in enumerate(self._warps)
+        ]
+        return torch.stack(columns, dim=-1)
+
     def slack(self, constraint: Constraint) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Function from samples of the metrics to how far they break a constraint, negative where it holds."""
+        """Function from samples of the models to how far they break a constraint, negative where it holds."""
         column = self._searcher.goal.metrics.index(constraint.metric)
         bound = (constraint.bound - self._mean[column]) / self._scale[column]
         sign = 1.0 if constraint.op == "<=" else -1.0
-        return lambda samples: sign * (samples[..., column] - bound)
+        return lambda samples: sign * (self.unwarped(samples)[..., column] - bound)
 
-    def process(self, column: int, rows: np.ndarray) -> SingleTaskGP:
-        """A Gaussian process of one metric on some of the results, its hyperparameters at their start."""
+    def _process(self, column: int, shape: Shape) -> SingleTaskGP:
+        """The Gaussian process of a metric on all results, its hyperparameters given."""
         import torch
         from botorch.exceptions.warnings import InputDataWarning
         from botorch.models import SingleTaskGP
-        from botorch.models.transforms.input import FilterFeatures
+        from gpytorch.constraints import Positive
+        from gpytorch.kernels import LinearKernel, MaternKernel, ScaleKernel
+        from gpytorch.likelihoods import GaussianLikelihood
+        from gpytorch.means import ZeroMean
 
-        features = FilterFeatures(torch.arange(self.width))
-        targets = self.targets[rows, column : column + 1]
+        width = self._inputs.shape[1]
+        warp = self._warps[column] = Warp(self._targets[:, column], shape.strength)
+        warped = warp(self._targets[:, column])
+        variance = process_variance(self._inputs, warped, shape)
+        matern = MaternKernel(nu=1.5, ard_num_dims=width, active_dims=tuple(range(width)))
+        trend = LinearKernel(ard_num_dims=2 * width, active_dims=tuple(range(width, 3 * width)))
+        kernel, likelihood = ScaleKernel(matern + trend), GaussianLikelihood(noise_constraint=Positive())
+        unread = np.zeros((len(warped), len(self._known)))
+        rows = torch.from_numpy(np.concatenate([self._inputs, design(self._inputs), unread], axis=1))
         with warnings.catch_warnings():
             # Early results lie below the final ones, by which all are standardised.
             warnings.simplefilter("ignore", InputDataWarning)
-            return SingleTaskGP(self.train[rows], targets, outcome_transform=None, input_transform=features)
+            model = SingleTaskGP(
+                rows,
+                torch.from_numpy(warped)[:, None],
+                likelihood=likelihood,
+                covar_module=kernel,
+                mean_module=ZeroMean(),
+                outcome_transform=None,
+            )
+        matern.lengthscale = torch.from_numpy(shape.lengths)
+        trend.variance = torch.from_numpy(np.tile(shape.trends, 2))
+        kernel.outputscale, likelihood.noise = variance, shape.noise * variance
+        model.eval()
+        return model
+
+    def _inputs_of(self, configs: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> np.ndarray:
+        features = self._searcher.space.features(self._searcher.space.encode(configs))
+        costs = self._scale_of_costs(self._searcher.known_values(configs))
+        return np.concatenate([features, np.array(shares)[:, None], costs], axis=1)
 
     def _standardised(self, metrics: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return np.asarray((self._metrics_of(metrics) - self._mean) / self._scale)

@@ -4,7 +4,8 @@ Survival and parents follow NSGA-II (Deb et al. 2002) or NSGA-III (Deb and Jain 
 non-dominated rank, then how evenly the front is covered. With `aging` the oldest leave instead, as
 in regularized evolution (Real et al. 2019, arXiv 1802.01548). Ours is that a batch of children is
 bred for each suggestion and screened: known costs enter exactly, a surrogate predicts the rest, and
-the child that promises the most hypervolume is tried.
+the child that promises the most hypervolume is tried, after a few rounds in which the most
+promising have children of their own.
 """
 
 from __future__ import annotations
@@ -23,11 +24,18 @@ from ray_nascomp.observations import Observation
 from ray_nascomp.searchers import survival as survivals
 from ray_nascomp.searchers.base import CostFunction, GoalSearcher
 from ray_nascomp.searchers.operators import Variation
-from ray_nascomp.searchers.process import ProcessSurrogate, Shape, choose_shape
+from ray_nascomp.searchers.process import ProcessSurrogate, Shape
+from ray_nascomp.searchers.process_shape import choose_shapes
 from ray_nascomp.searchers.scaling import UnitScale, tabulated
 from ray_nascomp.searchers.screening import Screen, judged
 
-_CHILDREN = 24
+_CHILDREN = 16
+# Rounds in which the most promising have children, at most: how many is drawn, so that not all are spent
+# on what the surrogate holds for best.
+_CLIMBS = 3
+_CLIMBERS = 3
+# Beyond, trials are cheap, and a suggestion should be.
+_MANY = 500
 _CROSSOVER = 0.6
 _DRAWS = 8
 # The population lies among the newest: what is older says little about its children.
@@ -90,7 +98,7 @@ class EvolutionarySearch(GoalSearcher):
         self._parents: np.ndarray | None = None
         self._brood = _CHILDREN
         self._surrogate: tuple[int, ProcessSurrogate, UnitScale] | None = None
-        self._shape: tuple[int, Shape] | None = None
+        self._shapes: tuple[int, list[Shape]] | None = None
         self._screen: tuple[Screen, list[str]] | None = None
 
     @cached_property
@@ -106,12 +114,14 @@ class EvolutionarySearch(GoalSearcher):
         parents = self._population()
         if not self._screening:
             return self._children(parents, 1)[0]
-        children = self._children(parents, self._brood)
-        foreseen = zip(children, self.foresee(children), strict=True)
-        affordable = [(child, known) for child, known in foreseen if known is not None and self.is_new(child)]
-        if not affordable:
-            return self.space.sample(self.rng)
-        return self._most_promising([child for child, _ in affordable], [known for _, known in affordable])
+        judged = self._judged(self._children(parents, self._brood))
+        for _ in range(int(self.rng.integers(_CLIMBS + 1)) if len(finals) < _MANY else 0):
+            judged = sorted(judged, key=lambda pair: -pair[0])
+            if climbers := self.space.encode([config for _, config in judged[:_CLIMBERS]]).tolist():
+                chosen = np.array(climbers)[self.rng.integers(len(climbers), size=_CHILDREN)]
+                judged += self._judged(self.space.decode_many(self.variation.mutate(self.rng, chosen)))
+        best_first = sorted(judged, key=lambda pair: -pair[0])
+        return next((config for _, config in best_first if self.is_new(config)), None) or self.space.sample(self.rng)
 
     def imagine(
         self,
@@ -133,7 +143,7 @@ class EvolutionarySearch(GoalSearcher):
         """
         surrogate, scale = self._fit([self.goal.metrics.index(metric) for metric in unknown])
         features = self.space.features(self.space.encode(configs))
-        return surrogate.sample(self.rng, np.concatenate([features, scale(tabulated(known))], axis=1), draws)
+        return surrogate.quantiles(self.rng, np.concatenate([features, scale(tabulated(known))], axis=1), draws)
 
     def _fit(self, columns: list[int]) -> tuple[ProcessSurrogate, UnitScale]:
         """The surrogate of some metrics; it follows from the observations alone, whenever it is fitted."""
@@ -145,12 +155,12 @@ class EvolutionarySearch(GoalSearcher):
         chosen_at = _milestone(len(usable))
         # Results that turn out not to be final, once longer ones come in, change the count as well.
         if self._surrogate is None or self._surrogate[0] != len(usable):
-            if self._shape is None or self._shape[0] != chosen_at:
+            if self._shapes is None or self._shapes[0] != chosen_at:
                 first = usable[:chosen_at][-_LEARNT:]
-                self._shape = chosen_at, choose_shape(self._inputs(finals[first])[0], targets[first])
+                self._shapes = chosen_at, choose_shapes(self._inputs(finals[first])[0], targets[first])
             fitted, usable = len(usable), usable[-_LEARNT:]
             inputs, scale = self._inputs(finals[usable])
-            self._surrogate = fitted, ProcessSurrogate(inputs, targets[usable], self._shape[1]), scale
+            self._surrogate = fitted, ProcessSurrogate(inputs, targets[usable], self._shapes[1]), scale
         return self._surrogate[1:]
 
     def _inputs(self, positions: np.ndarray) -> tuple[np.ndarray, UnitScale]:
@@ -167,7 +177,7 @@ class EvolutionarySearch(GoalSearcher):
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """The population and the surrogate follow from the observations."""
-        self._shape = None
+        self._shapes = None
         self._parents = None
         self._surrogate = None
         self._screen = None
@@ -191,8 +201,13 @@ class EvolutionarySearch(GoalSearcher):
         drafts = np.where(self.rng.random((count, 1)) < _CROSSOVER, crossed, parents[first])
         return self.space.decode_many(self.variation.mutate(self.rng, drafts))
 
-    def _most_promising(self, children: list[dict[str, Any]], known: list[dict[str, float]]) -> dict[str, Any]:
-        """The child with the largest predicted gain in hypervolume, over a few draws of what is unknown."""
+    def _judged(self, children: Sequence[dict[str, Any]]) -> list[tuple[float, dict[str, Any]]]:
+        """The affordable ones, each with its expected gain in hypervolume over what is unknown."""
+        foreseen = zip(children, self.foresee(children), strict=True)
+        affordable = [(child, known) for child, known in foreseen if known is not None]
+        if not affordable:
+            return []
+        children, known = [child for child, _ in affordable], [known for _, known in affordable]
         screen, unknown = self._target()
         imagined = self.imagine(children, known, unknown, _DRAWS)
         table = np.empty((_DRAWS, len(children), len(self.goal.metrics)))
@@ -202,7 +217,7 @@ class EvolutionarySearch(GoalSearcher):
             else:
                 table[:, :, column] = [metrics[metric] for metrics in known]
         gains = screen.gains(*judged(self.goal, table.reshape(-1, table.shape[2])))
-        return children[int(np.argmax(gains.reshape(_DRAWS, -1).mean(axis=0)))]
+        return list(zip(gains.reshape(_DRAWS, -1).mean(axis=0).tolist(), children, strict=True))
 
     def _target(self) -> tuple[Screen, list[str]]:
         """The front so far, and the metrics that the cost model does not know."""

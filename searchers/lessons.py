@@ -10,7 +10,8 @@ import numpy as np
 from ray_nascomp.searchers.base import GoalSearcher
 from ray_nascomp.searchers.choices import Choices
 from ray_nascomp.searchers.controller import Controller, Experience
-from ray_nascomp.searchers.process import ProcessSurrogate, choose_shape
+from ray_nascomp.searchers.process import ProcessSurrogate
+from ray_nascomp.searchers.process_shape import choose_shapes
 from ray_nascomp.searchers.reward import Reward, advantages
 
 _REPLAYED = 24
@@ -89,7 +90,7 @@ class Imagination:
         self._learnt = [searcher.observations[finals[row]].config for row in usable]
         self._encoded = encoded[usable]
         inputs = self._inputs([])
-        self._surrogate = ProcessSurrogate(inputs, targets[usable], choose_shape(inputs, targets[usable]))
+        self._surrogate = ProcessSurrogate(inputs, targets[usable], choose_shapes(inputs, targets[usable]))
 
     def experience(
         self, rng: np.random.Generator, choices: Choices, controller: Controller, preferences: np.ndarray

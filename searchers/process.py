@@ -1,97 +1,52 @@
-"""A Gaussian process that is refitted for every trial: few hyperparameters, chosen from a grid.
+"""A Gaussian process that is refitted for every trial, with a relevance of its own for each input.
 
-A linear trend catches that quality falls with sparsity and rises with size, a Matérn kernel over
-all inputs the rest (Rasmussen and Williams 2006), on a scale of the metric that outliers do not
-rule (`warping`). What takes time is done seldom: the shape is chosen by marginal likelihood on at
-most 128 results, and kept until there are a quarter more.
+A trend of each input catches that quality falls with sparsity and rises with size, a Matérn kernel
+over all inputs the rest (Rasmussen and Williams 2006), on a scale of the metric that outliers do
+not rule (`warping`). What takes time, its shape (`process_shape`), is chosen seldom.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtri
 
 from ray_nascomp.searchers.warping import Warp
 
-_TRENDS = (0.3, 3.0)
-_LENGTHS = (0.5, 1.0, 2.0)
-_NOISES = (1e-3, 1e-2, 1e-1)
-_STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-_CHOSEN_ON = 128
-
 
 class Shape(NamedTuple):
-    """Hyperparameters of the process.
+    """Hyperparameters of the process of one metric; the variance of what is no trend is 1.
 
     Attributes:
-        trend: Variance of the linear part; that of the other part is 1.
-        length: Length scale, in the units of the inputs.
+        lengths: Length scale along each input, shape `(d,)`.
+        trends: Variance of each input's trend, shape `(d,)`.
         noise: Variance of the noise.
-        strengths: How much each metric is warped.
+        strength: How much the metric is warped.
     """
 
-    trend: float
-    length: float
+    lengths: np.ndarray
+    trends: np.ndarray
     noise: float
-    strengths: tuple[float, ...]
-
-
-def choose_shape(inputs: np.ndarray, targets: np.ndarray) -> Shape:
-    """The shape of largest marginal likelihood, the same for all metrics but for how they are warped.
-
-    Args:
-        inputs: Encoded configs, shape `(n, d)`, about the unit cube.
-        targets: Metrics, shape `(n, m)`, finite.
-    """
-    inputs, targets = inputs[-_CHOSEN_ON:], targets[-_CHOSEN_ON:]
-    n, metrics = targets.shape
-    warps = [[Warp(column, strength) for strength in _STRENGTHS] for column in targets.T]
-    columns = list(zip(warps, targets.T, strict=True))
-    warped = np.array([warp(column) for row, column in columns for warp in row]).reshape(-1, n).T
-    slopes = np.array([warp.log_slope(column) for row, column in columns for warp in row])
-    slopes = slopes.reshape(metrics, len(_STRENGTHS))
-    distances = _distances(inputs, inputs)
-    typical = float(np.median(distances[np.triu_indices(n, 1)])) if n > 1 else 1.0
-    best, largest = Shape(1.0, typical or 1.0, 1e-2, (0.0,) * metrics), -np.inf
-    for trend, factor in itertools.product(_TRENDS, _LENGTHS):
-        length = factor * (typical or 1.0)
-        values, vectors = np.linalg.eigh(_kernel(inputs, inputs, trend, length))
-        squares = (vectors.T @ warped) ** 2
-        for noise in _NOISES:
-            spread = np.maximum(values, 0) + noise
-            variances = ((squares / spread[:, None]).mean(axis=0) + 1e-12).reshape(slopes.shape)
-            likelihoods = slopes - 0.5 * (n * np.log(variances) + np.log(spread).sum())
-            if likelihoods.max(axis=1).sum() > largest:
-                largest = likelihoods.max(axis=1).sum()
-                strengths = tuple(_STRENGTHS[i] for i in likelihoods.argmax(axis=1))
-                best = Shape(trend, length, noise, strengths)
-    return best
+    strength: float
 
 
 class ProcessSurrogate:
-    """The process given results.
+    """Processes of some metrics, given results.
 
     Args:
-        inputs: Encoded configs, shape `(n, d)`.
+        inputs: Encoded configs, about the unit cube, shape `(n, d)`.
         targets: Metrics, shape `(n, m)`, finite.
-        shape: See `choose_shape`.
+        shapes: Shape of each metric's process.
     """
 
-    def __init__(self, inputs: np.ndarray, targets: np.ndarray, shape: Shape) -> None:
-        self._inputs, self._shape = inputs, shape
-        self._warps = [Warp(column, strength) for column, strength in zip(targets.T, shape.strengths, strict=True)]
-        warped = np.empty_like(targets)
-        for index, warp in enumerate(self._warps):
-            warped[:, index] = warp(targets[:, index])
-        kernel = _kernel(inputs, inputs, shape.trend, shape.length) + shape.noise * np.eye(len(inputs))
-        self._inverse = np.linalg.inv(kernel)
-        self._weights = self._inverse @ warped
-        self._variance = (warped * self._weights).mean(axis=0) + 1e-12
+    def __init__(self, inputs: np.ndarray, targets: np.ndarray, shapes: Sequence[Shape]) -> None:
+        columns = zip(targets.T, shapes, strict=True)
+        self._processes = [_Process(inputs, column, shape) for column, shape in columns]
 
     def sample(self, rng: np.random.Generator, queries: np.ndarray, draws: int) -> np.ndarray:
-        """Draws of the metrics of queries, each query by itself.
+        """Random draws of the metrics of queries, each query by itself.
 
         Args:
             rng: Source of randomness.
@@ -101,28 +56,63 @@ class ProcessSurrogate:
         Returns:
             Shape `(draws, queries, m)`.
         """
-        kernel = _kernel(queries, self._inputs, self._shape.trend, self._shape.length)
-        prior = 1 + self._shape.trend * (_design(queries) ** 2).mean(axis=1)
-        left = np.maximum(prior - ((kernel @ self._inverse) * kernel).sum(axis=1), 1e-9)
-        mean, deviation = kernel @ self._weights, np.sqrt(left[:, None] * self._variance)
-        drawn = mean + deviation * rng.standard_normal((draws, *mean.shape))
-        for index, warp in enumerate(self._warps):
-            drawn[..., index] = warp.inverse(drawn[..., index])
-        return np.asarray(drawn)
+        return self._at(queries, rng.standard_normal((draws, len(queries), len(self._processes))))
+
+    def quantiles(self, rng: np.random.Generator, queries: np.ndarray, draws: int) -> np.ndarray:
+        """As `sample`, evenly spread over each metric's distribution rather than random.
+
+        What is expected of queries can be compared by fewer of them. Metrics are paired at random,
+        for all queries alike.
+        """
+        even = ndtri((np.arange(draws) + 0.5) / draws)
+        even /= even.std() or 1.0
+        paired = np.stack([rng.permutation(even) for _ in self._processes], axis=1)
+        return self._at(queries, np.broadcast_to(paired[:, None], (draws, len(queries), len(self._processes))))
+
+    def _at(self, queries: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+        columns = zip(self._processes, np.moveaxis(deviations, 2, 0), strict=True)
+        return np.stack([process(queries, column) for process, column in columns], axis=2)
 
 
-def _kernel(one: np.ndarray, other: np.ndarray, trend: float, length: float) -> np.ndarray:
-    away = np.sqrt(3) * _distances(one, other) / length
-    first, second = _design(one), _design(other)
-    return np.asarray((1 + away) * np.exp(-away) + trend * first @ second.T / first.shape[1])
+class _Process:
+    """The process of one metric."""
+
+    def __init__(self, inputs: np.ndarray, column: np.ndarray, shape: Shape) -> None:
+        self._inputs, self._shape = inputs, shape
+        self._basis = np.tile(shape.trends, 2)[:, None] * design(inputs).T
+        self._warp = Warp(column, shape.strength)
+        warped = self._warp(column)
+        self._inverse = np.linalg.inv(covariance(inputs, inputs, shape) + shape.noise * np.eye(len(inputs)))
+        self._weights = self._inverse @ warped
+        self._variance = float(warped @ self._weights) / len(warped) + 1e-12
+
+    def __call__(self, queries: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+        """The metric of queries, so many of the process's own deviations from its mean there."""
+        covered = covariance(queries, self._inputs, self._shape)
+        prior = 1 + (design(queries) ** 2) @ np.tile(self._shape.trends, 2)
+        left = np.maximum(prior - ((covered @ self._inverse) * covered).sum(axis=1), 1e-9)
+        return self._warp.inverse(covered @ self._weights + np.sqrt(left * self._variance) * deviations)
 
 
-def _design(inputs: np.ndarray) -> np.ndarray:
-    """Inputs of the trend: from -1 to 1, and their squares."""
+def process_variance(inputs: np.ndarray, warped: np.ndarray, shape: Shape) -> float:
+    """The variance by which covariance and noise have to be multiplied for these results."""
+    kernel = covariance(inputs, inputs, shape) + shape.noise * np.eye(len(inputs))
+    return float(warped @ np.linalg.solve(kernel, warped)) / len(warped) + 1e-12
+
+
+def covariance(one: np.ndarray, other: np.ndarray, shape: Shape) -> np.ndarray:
+    """Of the process without noise, shape `(len(one), len(other))`."""
+    away = np.sqrt(3) * distances(one / shape.lengths, other / shape.lengths)
+    return np.asarray((1 + away) * np.exp(-away) + (design(one) * np.tile(shape.trends, 2)) @ design(other).T)
+
+
+def design(inputs: np.ndarray) -> np.ndarray:
+    """What trends are made of: inputs from -1 to 1, and their squares, shape `(n, 2 d)`."""
     centred = 2 * inputs - 1
     return np.concatenate([centred, centred**2], axis=1)
 
 
-def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Euclidean, shape `(len(one), len(other))`."""
     squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * one @ other.T
     return np.asarray(np.sqrt(np.maximum(squares, 0.0)))

@@ -15,6 +15,7 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.space.dimensions import Dimension
 
 _MOST_LEVELS = 4096
+_TEXT = json.JSONEncoder(default=str)
 
 
 class Space:
@@ -50,6 +51,7 @@ class Space:
         self._places: tuple[dict[Any, float] | None, ...] = tuple({} if _recurs(d) else None for d in self.dimensions)
         self._is_conditional = any(dimension.condition is not None for dimension in self.dimensions)
         self._levels = tuple(d.levels if _has_few_levels(d) else None for d in self.dimensions)
+        self._last = np.array([len(levels or ()) - 1 for levels in self._levels])
         # Neighbours in a nested dict are read together.
         grouped = itertools.groupby(self.dimensions, key=lambda dimension: dimension.path[:-1])
         self._branches = tuple((path, tuple(d.path[-1] for d in members)) for path, members in grouped)
@@ -128,7 +130,7 @@ class Space:
 
     def encode(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The configs in the unit cube, shape `(configs, dimensions)`; a categorical by its index."""
-        rows = [[self._place(i, value) for i, value in enumerate(self.values(config))] for config in configs]
+        rows = [self._row(self.values(config)) for config in configs]
         return np.array(rows, dtype=float).reshape(len(configs), len(self))
 
     def features(self, encoded: np.ndarray) -> np.ndarray:
@@ -151,18 +153,28 @@ class Space:
     def decode_many(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """The canonical configs nearest to points of the unit cube, shape `(configs, dimensions)`."""
         columns = []
-        for column, dimension, levels in zip(rows.T, self.dimensions, self._levels, strict=True):
+        places = np.rint(np.minimum(np.maximum(rows, 0), 1) * self._last).astype(int).T.tolist()
+        for index, (dimension, levels) in enumerate(zip(self.dimensions, self._levels, strict=True)):
             if levels is None:
-                columns.append([dimension.from_unit(unit) for unit in column.tolist()])
+                columns.append([dimension.from_unit(unit) for unit in rows[:, index].tolist()])
             else:
-                places = np.rint(np.clip(column, 0, 1) * (len(levels) - 1)).astype(int).tolist()
-                columns.append([levels[place] for place in places])
-        return [self.to_config([column[row] for column in columns]) for row in range(len(rows))]
+                columns.append([levels[place] for place in places[index]])
+        return (
+            [self.to_config(values) for values in zip(*columns, strict=True)]
+            if columns
+            else [self.to_config(()) for _ in rows]
+        )
 
     def key(self, config: Mapping[str, Any]) -> str:
         """A text that two configs share exactly where they mean the same."""
         values = self.values(config)
-        return json.dumps(self.values(self.to_config(values)) if self._is_conditional else values, default=str)
+        return _TEXT.encode(self.values(self.to_config(values)) if self._is_conditional else values)
+
+    def _row(self, values: Sequence[Any]) -> list[float]:
+        try:
+            return [places[value] for places, value in zip(self._places, values, strict=True)]  # type: ignore[index]
+        except (KeyError, TypeError):  # A value that is new, or of a dimension whose values do not recur.
+            return [self._place(index, value) for index, value in enumerate(values)]
 
     def _place(self, index: int, value: Any) -> float:
         places = self._places[index]

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_nascomp.searchers.process import ProcessSurrogate, choose_shape
+from ray_nascomp.searchers.process import ProcessSurrogate
+from ray_nascomp.searchers.process_shape import choose_shapes
 from ray_nascomp.searchers.warping import Warp
 
 
@@ -44,9 +45,9 @@ def _broken_networks(rng, count):
 def test_outliers_choose_a_warp_and_smooth_results_none():
     inputs, accuracies = _broken_networks(np.random.default_rng(0), 80)
     smooth = inputs @ np.arange(5.0)
-    shape = choose_shape(inputs, np.stack([accuracies[:, 0], smooth], axis=1))
-    assert shape.strengths[0] >= 1
-    assert shape.strengths[1] <= 0.5
+    warped, plain = choose_shapes(inputs, np.stack([accuracies[:, 0], smooth], axis=1))
+    assert warped.strength >= 1
+    assert plain.strength <= 0.5
 
 
 def test_a_warped_process_ranks_what_outliers_would_hide():
@@ -54,13 +55,13 @@ def test_a_warped_process_ranks_what_outliers_would_hide():
     inputs, accuracies = _broken_networks(rng, 60)
     queries, truth = _broken_networks(rng, 400)
     sound = truth[:, 0] > 0.5
-    shape = choose_shape(inputs, accuracies)
+    (shape,) = choose_shapes(inputs, accuracies)
 
-    def ranked(strengths):
-        surrogate = ProcessSurrogate(inputs, accuracies, shape._replace(strengths=strengths))
+    def ranked(strength):
+        surrogate = ProcessSurrogate(inputs, accuracies, [shape._replace(strength=strength)])
         draws = surrogate.sample(np.random.default_rng(0), queries[sound], 64)
         assert draws.shape == (64, sound.sum(), 1)
         places = [np.argsort(np.argsort(values)) for values in (np.median(draws, axis=0)[:, 0], truth[sound, 0])]
         return np.corrcoef(places)[0, 1]
 
-    assert ranked(shape.strengths) > ranked((0.0,)) + 0.05
+    assert ranked(shape.strength) > ranked(0.0) + 0.05
