@@ -12,6 +12,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.goals import Goal, as_float
 from ray_nascomp.observation_log import plain
 from ray_nascomp.observations import Observation, Status
+from ray_nascomp.searchers.ladder import Costs, costs_by_role, dense, rungs
 from ray_nascomp.searchers.saved import SavedSearcher
 from ray_nascomp.searchers.scaling import SPREAD, UnitScale, tabulated
 from ray_nascomp.searchers.state import read_observations
@@ -35,6 +37,7 @@ _TRIES = 64
 _RANDOM_TRIES = 2000
 _KNOWN_LIMIT = 20_000
 _SPREAD_DRAWS = 12
+_LADDER = (0.0, 0.5, 0.25, 0.75)
 
 
 class GoalSearcher(SavedSearcher):
@@ -84,6 +87,7 @@ class GoalSearcher(SavedSearcher):
         self._keys: set[str] = set()
         self._known: dict[str, dict[str, float] | None] = {}
         self._warm_start = read_observations(warm_start)
+        self._ladder: list[dict[str, Any]] | None = None
 
     @abstractmethod
     def propose(self) -> dict[str, Any]:
@@ -199,8 +203,22 @@ class GoalSearcher(SavedSearcher):
             self._known.update({key: self._ask_cost_model(config) for key, config in fresh.items()})
         return [self._known[key] for key in keys]
 
+    def opening(self) -> dict[str, Any] | None:
+        """The next of a few configs that are compressed alike everywhere, from dense down; None if all were tried.
+
+        What is cheaper the cost model tells, or, without one, what the dimensions decide.
+        """
+        if self._ladder is None:
+            costs = self._costs_of_goal() or costs_by_role(self.space)
+            top = dense(self.space, costs)
+            self._ladder = [] if top is None else rungs(self.space, costs, top, _LADDER)
+        return next((config for config in self._ladder if self.is_new(config)), None)
+
     def spread(self) -> dict[str, Any]:
-        """A random config, of several the one whose known costs are farthest from all others'."""
+        """The `opening`, then random configs, of several the one whose known costs are farthest from all others'."""
+        opening = self.opening()
+        if opening is not None:
+            return opening
         draws = [self.space.sample(self.rng) for _ in range(_SPREAD_DRAWS if self.cost_model else 1)]
         draws = [d for d, known in zip(draws, self.foresee(draws), strict=True) if known is not None] or draws[:1]
         others = [*(o.config for o in self.observations), *self.pending]
@@ -212,6 +230,24 @@ class GoalSearcher(SavedSearcher):
         table = table / np.where(span > 0, span, 1.0)
         distances = np.linalg.norm(table[: len(draws), None] - table[None, len(draws) :], axis=2).min(axis=1)
         return draws[int(np.argmax(distances))]
+
+    def _costs_of_goal(self) -> Costs | None:
+        """The first objective that is known and has to fall."""
+        known = self.known_metrics(self.space.sample(np.random.default_rng(0))) or {}
+        metric = next((o.metric for o in self.goal.objectives if o.mode == "min" and o.metric in known), None)
+        return None if metric is None else partial(self.known_costs, metric)
+
+    def known_costs(self, metric: str, configs: Sequence[Mapping[str, Any]]) -> list[float]:
+        """A known metric of configs, infinite for those that cannot be carried out.
+
+        Raises:
+            ConfigError: If the cost model does not know the metric.
+        """
+        rows = self.foresee(configs)
+        for row in rows:
+            if row is not None and metric not in row:
+                raise ConfigError.unknown("metric", metric, sorted(row))
+        return [math.inf if row is None else row[metric] for row in rows]
 
     def _known_losses(self, config: Mapping[str, Any]) -> np.ndarray:
         known = self.known_metrics(config) or {}

@@ -1,6 +1,7 @@
 """Greedy search for a cheaper model: a step of cost at a time, from the dense model down.
 
-After NetAdapt (Yang et al. 2018, arXiv 1804.03230): from the incumbent, each dimension alone is
+First a ladder of models that are compressed alike everywhere, so that there is something at each
+cost. Then NetAdapt (Yang et al. 2018, arXiv 1804.03230): from the incumbent, each dimension alone is
 moved until the known cost falls by one step; the candidates are tried, in parallel, and the one
 that keeps the first objective best is the next incumbent.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ import numpy as np
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal
 from ray_nascomp.observations import Observation
+from ray_nascomp.pareto import front_indices
 from ray_nascomp.searchers.base import CostFunction, GoalSearcher
+from ray_nascomp.searchers.ladder import dense, moves, rungs
 
-_STEPS = 12
+# How far down the ladder its rungs are: the coarsest first.
+_RUNGS = (0.5, 1.0, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875)
 
 
 class GreedySearch(GoalSearcher):
@@ -57,58 +62,49 @@ class GreedySearch(GoalSearcher):
         if not 0 < reduction < 1:
             raise ConfigError(f"reduction: {reduction!r} was given, a number between 0 and 1 is allowed")
         super().__init__(goal, cost_model, seed=seed, points_to_evaluate=points_to_evaluate, warm_start=warm_start)
-        self._metric = metric
+        self._lowered = metric
         self._reduction = reduction
         self._prior = prior
         self._incumbent: dict[str, Any] | None = None
+        self._ladder: list[dict[str, Any]] = []
         self._round: list[dict[str, Any]] = []
         self._waiting: list[dict[str, Any]] = []
 
     def propose(self) -> dict[str, Any]:
-        """The next candidate of the round; at the end of a round the best becomes the incumbent.
+        """The dense model, the ladder, and then the next candidate of the round.
 
-        With trials still running, or after the last step, a random neighbour of the incumbent.
+        At the end of a round the best becomes the incumbent. With trials still running, or after the
+        last step, a random neighbour of a result on the front.
         """
         if self._incumbent is None:
-            self._incumbent = self._dearest()
+            costs = partial(self.known_costs, self._lowered)
+            top = dense(self.space, costs)
+            self._incumbent = self.space.sample(self.rng) if top is None else top
+            self._ladder = rungs(self.space, costs, self._incumbent, _RUNGS)
             self._open_round()
             return self._incumbent
+        if self._ladder:
+            return self._ladder.pop(0)
         if not self._waiting and not any(self._is_pending(config) for config in self._round):
             self._close_round()
         if self._waiting:
             return self._waiting.pop(0)
-        return self._neighbour(self._incumbent)
+        finals = self.final_observations()
+        front = front_indices(self.goal, [o.metrics for o in finals])
+        return self._neighbour(finals[int(self.rng.choice(front))].config if front else self._incumbent)
 
     def own_state(self) -> dict[str, Any]:
-        """The incumbent and its candidates."""
-        return {"incumbent": self._incumbent, "round": self._round, "waiting": self._waiting}
+        """The incumbent, its candidates, and what is left of the ladder."""
+        places = {"round": self._round, "waiting": self._waiting, "ladder": self._ladder}
+        return {"incumbent": self._incumbent, **places}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Takes them back."""
-        self._incumbent, self._round, self._waiting = state["incumbent"], state["round"], state["waiting"]
+        self._incumbent, self._ladder = state["incumbent"], state["ladder"]
+        self._round, self._waiting = state["round"], state["waiting"]
 
     def _cost(self, config: Mapping[str, Any]) -> float:
-        """The known cost, infinite for what cannot be carried out.
-
-        Raises:
-            ConfigError: If the cost model does not know the metric.
-        """
-        known = self.known_metrics(config)
-        if known is None:
-            return np.inf
-        if self._metric not in known:
-            raise ConfigError.unknown("metric", self._metric, sorted(known))
-        return known[self._metric]
-
-    def _dearest(self) -> dict[str, Any]:
-        """The affordable config of largest cost, by moving one dimension after the other."""
-        config = self.space.sample(self.rng)
-        while not np.isfinite(self._cost(config)):
-            config = self.space.sample(self.rng)
-        for index in range(len(self.space)):
-            options = [option for option in self._moves(config, index) if np.isfinite(self._cost(option))]
-            config = max([config, *options], key=self._cost)
-        return config
+        return self.known_costs(self._lowered, [config])[0]
 
     def _open_round(self) -> None:
         """One candidate a dimension: the dearest of its moves that takes away a step of cost."""
@@ -116,11 +112,12 @@ class GreedySearch(GoalSearcher):
         target = self._cost(self._incumbent) * (1 - self._reduction)
         found: dict[str, dict[str, Any]] = {}
         for index in range(len(self.space)):
-            moves = [m for m in self._moves(self._incumbent, index) if self._cost(m) < self._cost(self._incumbent)]
+            options = moves(self.space, self._incumbent, index)
+            cheaper = [option for option in options if self._cost(option) < self._cost(self._incumbent)]
             # Where no move takes away so much, the largest does: late dimensions are not left out.
-            enough = [move for move in moves if self._cost(move) <= target]
-            if moves:
-                move = max(enough, key=self._cost) if enough else min(moves, key=self._cost)
+            enough = [option for option in cheaper if self._cost(option) <= target]
+            if cheaper:
+                move = max(enough, key=self._cost) if enough else min(cheaper, key=self._cost)
                 found[self.key(move)] = move
         self._round = list(found.values())
         if self._prior is not None:
@@ -146,13 +143,6 @@ class GreedySearch(GoalSearcher):
         key = self.key(config)
         return any(self.key(pending) == key for pending in self.pending)
 
-    def _moves(self, config: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
-        """The config with other values of one dimension, a continuous one in steps."""
-        dimension = self.space.dimensions[index]
-        levels = dimension.levels or tuple(dimension.from_unit(i / _STEPS) for i in range(_STEPS + 1))
-        values = self.space.values(config)
-        return [self.space.to_config([*values[:index], v, *values[index + 1 :]]) for v in levels if v != values[index]]
-
     def _neighbour(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        moves = self._moves(config, int(self.rng.integers(len(self.space))))
-        return moves[int(self.rng.integers(len(moves)))] if moves else self.space.sample(self.rng)
+        options = moves(self.space, config, int(self.rng.integers(len(self.space))))
+        return options[int(self.rng.integers(len(options)))] if options else self.space.sample(self.rng)

@@ -88,6 +88,9 @@ class RLControllerSearch(GoalSearcher):
 
     def propose(self) -> dict[str, Any]:
         """What the controller writes for random weights; where all is known or unaffordable, more daringly."""
+        opening = self.opening()
+        if opening is not None:
+            return opening
         choices, controller = self.policy
         heat = 1.0
         while True:

@@ -65,3 +65,33 @@ def test_a_warped_process_ranks_what_outliers_would_hide():
         return np.corrcoef(places)[0, 1]
 
     assert ranked(shape.strength) > ranked(0.0) + 0.05
+
+
+def test_a_process_learns_which_inputs_matter():
+    rng = np.random.default_rng(2)
+    inputs, queries = rng.random((60, 12)), rng.random((300, 12))
+
+    def truth(rows):
+        return (np.sin(6 * rows[:, 0]) + 2 * rows[:, 1] ** 2)[:, None]
+
+    (shape,) = choose_shapes(inputs, truth(inputs))
+    relevance = shape.trends + 1 / shape.lengths**2
+    assert set(np.argsort(-relevance)[:2]) == {0, 1}
+    alike = shape._replace(lengths=np.full(12, np.median(shape.lengths)), trends=np.full(12, np.median(shape.trends)))
+
+    def error(used):
+        predicted = ProcessSurrogate(inputs, truth(inputs), [used]).quantiles(rng, queries, 8).mean(axis=0)
+        return np.sqrt(np.mean((predicted - truth(queries)) ** 2))
+
+    assert error(shape) < 0.6 * error(alike)
+
+
+def test_quantiles_are_what_many_samples_say():
+    rng = np.random.default_rng(3)
+    inputs = rng.random((40, 4))
+    targets = np.stack([inputs.sum(axis=1), np.exp(3 * inputs[:, 0])], axis=1)
+    surrogate, queries = ProcessSurrogate(inputs, targets, choose_shapes(inputs, targets)), rng.random((20, 4))
+    few, many = surrogate.quantiles(rng, queries, 8), surrogate.sample(rng, queries, 20_000)
+    assert few.shape == (8, 20, 2)
+    assert np.allclose(few.mean(axis=0), many.mean(axis=0), atol=0.05 * targets.std(axis=0))
+    assert np.allclose(few.std(axis=0), many.std(axis=0), rtol=0.2, atol=0.01 * targets.std(axis=0))
