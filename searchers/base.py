@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from ray.tune.search import Searcher
 
-from ray_nascomp.errors import ConfigError, InfeasibleError
+from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal, as_float
 from ray_nascomp.observation_log import plain
 from ray_nascomp.observations import Observation, Status
+from ray_nascomp.searchers.known_costs import CostFunction, Known, KnownCosts
 from ray_nascomp.searchers.ladder import Costs, costs_by_role, dense, rungs
 from ray_nascomp.searchers.saved import SavedSearcher
 from ray_nascomp.searchers.scaling import SPREAD, UnitScale, tabulated
@@ -32,10 +33,8 @@ from ray_nascomp.space import Space
 
 logger = logging.getLogger(__name__)
 
-CostFunction = Callable[[Mapping[str, Any]], Mapping[str, float]]
 _TRIES = 64
 _RANDOM_TRIES = 2000
-_KNOWN_LIMIT = 20_000
 _SPREAD_DRAWS = 12
 _LADDER = (0.0, 0.5, 0.25, 0.75)
 
@@ -85,7 +84,7 @@ class GoalSearcher(SavedSearcher):
         self._pending: dict[str, dict[str, Any]] = {}
         self._reports: dict[str, dict[int, dict[str, Any]]] = {}
         self._keys: set[str] = set()
-        self._known: dict[str, dict[str, float] | None] = {}
+        self._known = KnownCosts(cost_model, goal.constraints)
         self._warm_start = read_observations(warm_start)
         self._ladder: list[dict[str, Any]] | None = None
 
@@ -181,27 +180,13 @@ class GoalSearcher(SavedSearcher):
         """Whether no trial has, or had, a config of the same meaning."""
         return self.key(config) not in self._keys
 
-    def known_metrics(self, config: Mapping[str, Any]) -> dict[str, float] | None:
+    def known_metrics(self, config: Mapping[str, Any]) -> Known:
         """What the cost model knows of a config; None if that rules it out."""
         return self.foresee([config])[0]
 
-    def foresee(self, configs: Sequence[Mapping[str, Any]]) -> list[dict[str, float] | None]:
+    def foresee(self, configs: Sequence[Mapping[str, Any]]) -> list[Known]:
         """`known_metrics` of several configs, asked for at once where the cost model has a method `many`."""
-        if self.cost_model is None:
-            return [{} for _ in configs]
-        if len(self._known) >= _KNOWN_LIMIT:
-            self._known.clear()
-        keys = [self.space.key(config) for config in configs]
-        fresh = {key: config for key, config in zip(keys, configs, strict=True) if key not in self._known}
-        many = getattr(self.cost_model, "many", None)
-        if many is not None and len(fresh) > 1:
-            table = many(list(fresh.values()))
-            for row, key in enumerate(fresh):
-                metrics = {name: float(values[row]) for name, values in table.items()}
-                self._known[key] = None if any(map(math.isnan, metrics.values())) else self._within_bounds(metrics)
-        else:
-            self._known.update({key: self._ask_cost_model(config) for key, config in fresh.items()})
-        return [self._known[key] for key in keys]
+        return self._known.of(self.space, configs)
 
     def opening(self) -> dict[str, Any] | None:
         """The next of a few configs that are compressed alike everywhere, from dense down; None if all were tried.
@@ -352,22 +337,6 @@ class GoalSearcher(SavedSearcher):
     def _relevant(self, result: Mapping[str, Any]) -> dict[str, Any]:
         wanted = (*self.goal.metrics, "feasible", "final", "reason")
         return {name: _scalar(result[name]) for name in wanted if name in result}
-
-    def _ask_cost_model(self, config: Mapping[str, Any]) -> dict[str, float] | None:
-        assert self.cost_model is not None
-        try:
-            metrics = {name: float(value) for name, value in self.cost_model(config).items()}
-        except InfeasibleError:
-            return None
-        return self._within_bounds(metrics)
-
-    def _within_bounds(self, metrics: dict[str, float]) -> dict[str, float] | None:
-        """The metrics; None if they break a constraint."""
-        for constraint in self.goal.constraints:
-            value = metrics.get(constraint.metric)
-            if value is not None and constraint.violation(value) > 0:
-                return None
-        return metrics
 
 
 def _iteration(result: Mapping[str, Any]) -> int:

@@ -23,7 +23,8 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Constraint, Goal, as_float
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.pareto import ranks
-from ray_nascomp.searchers.base import CostFunction, GoalSearcher
+from ray_nascomp.searchers.base import GoalSearcher
+from ray_nascomp.searchers.known_costs import CostFunction
 from ray_nascomp.searchers.operators import Variation
 from ray_nascomp.searchers.process import Shape, design, process_variance
 from ray_nascomp.searchers.process_shape import choose_shapes

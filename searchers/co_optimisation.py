@@ -19,11 +19,12 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal
 from ray_nascomp.observations import Observation
 from ray_nascomp.pareto import ranks
-from ray_nascomp.searchers.base import CostFunction, GoalSearcher
+from ray_nascomp.searchers.base import GoalSearcher
 from ray_nascomp.searchers.blocks import HeldSpace, find_blocks, uncompressed
 from ray_nascomp.searchers.credit import Credit, hypervolume_gain
 from ray_nascomp.searchers.evolutionary import EvolutionarySearch
 from ray_nascomp.searchers.hybrid import MakeMember
+from ray_nascomp.searchers.known_costs import CostFunction
 
 _PROPOSALS = 4
 _SAMPLES = 16

@@ -22,7 +22,8 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal
 from ray_nascomp.observations import Observation
 from ray_nascomp.searchers import survival as survivals
-from ray_nascomp.searchers.base import CostFunction, GoalSearcher
+from ray_nascomp.searchers.base import GoalSearcher
+from ray_nascomp.searchers.known_costs import CostFunction
 from ray_nascomp.searchers.operators import Variation
 from ray_nascomp.searchers.process import ProcessSurrogate, Shape
 from ray_nascomp.searchers.process_shape import choose_shapes

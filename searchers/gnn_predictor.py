@@ -16,9 +16,9 @@ import numpy as np
 
 from ray_nascomp.goals import Goal
 from ray_nascomp.observations import Observation
-from ray_nascomp.searchers.base import CostFunction
 from ray_nascomp.searchers.evolutionary import EvolutionarySearch
 from ray_nascomp.searchers.graph_network import GraphEnsemble
+from ray_nascomp.searchers.known_costs import CostFunction
 from ray_nascomp.searchers.layer_graph import LayerGraph
 from ray_nascomp.searchers.scaling import SPREAD, UnitScale, tabulated
 

@@ -20,7 +20,8 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal
 from ray_nascomp.observations import Observation
 from ray_nascomp.pareto import front_indices
-from ray_nascomp.searchers.base import CostFunction, GoalSearcher
+from ray_nascomp.searchers.base import GoalSearcher
+from ray_nascomp.searchers.known_costs import CostFunction
 from ray_nascomp.searchers.ladder import dense, moves, rungs
 
 # How far down the ladder its rungs are: the coarsest first.

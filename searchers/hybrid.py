@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal
 from ray_nascomp.observations import Observation
-from ray_nascomp.searchers.base import CostFunction, GoalSearcher
+from ray_nascomp.searchers.base import GoalSearcher
 from ray_nascomp.searchers.bayesian import BayesianSearch
 from ray_nascomp.searchers.credit import Credit, hypervolume_gain
 from ray_nascomp.searchers.evolutionary import EvolutionarySearch
+from ray_nascomp.searchers.known_costs import CostFunction
 
 
 class MakeMember(Protocol):

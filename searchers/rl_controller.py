@@ -19,9 +19,10 @@ import numpy as np
 
 from ray_nascomp.goals import Goal
 from ray_nascomp.observations import Observation
-from ray_nascomp.searchers.base import CostFunction, GoalSearcher
+from ray_nascomp.searchers.base import GoalSearcher
 from ray_nascomp.searchers.choices import Choices
 from ray_nascomp.searchers.controller import Controller
+from ray_nascomp.searchers.known_costs import CostFunction
 from ray_nascomp.searchers.lessons import Imagination, Memory
 from ray_nascomp.searchers.reward import Reward
 
