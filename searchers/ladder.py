@@ -6,6 +6,7 @@ worth more than as many random ones.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ def rungs(space: Space, costs: Costs, top: Mapping[str, Any], depths: Sequence[f
     """
     rng = np.random.default_rng(0)
     values: list[list[Any]] = [[] for _ in depths]
+    carried: defaultdict[tuple[int, Role], float] = defaultdict(float)
     for index in range(len(space)):
         options = [dict(top), *moves(space, top, index)]
         known = costs(options)
@@ -67,9 +69,15 @@ def rungs(space: Space, costs: Costs, top: Mapping[str, Any], depths: Sequence[f
         for place in np.argsort(-np.array(known), kind="stable").tolist():
             if known[place] <= known[0]:
                 falling.setdefault(known[place], []).append(space.values(options[place])[index])
-        for rung, depth in zip(values, depths, strict=True):
-            alike = list(falling.values())[round(depth * (len(falling) - 1))]
-            rung.append(alike[int(rng.integers(len(alike)))])
+        role, levels = space.dimensions[index].role, list(falling.values())
+        for rung, depth in enumerate(depths):
+            exact = depth * (len(levels) - 1)
+            if len(levels) == 2:
+                # Of blocks that are kept or not, half are kept half way: what rounding leaves over, the next one gets.
+                exact += carried[rung, role]
+                carried[rung, role] = exact - round(exact)
+            alike = levels[round(exact)]
+            values[rung].append(alike[int(rng.integers(len(alike)))])
     found = [space.to_config(rung) for rung in values]
     return [config for config, cost in zip(found, costs(found), strict=True) if np.isfinite(cost)]
 

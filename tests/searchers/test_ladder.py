@@ -42,6 +42,19 @@ def test_it_begins_dense_and_goes_down_alike_everywhere(of):
     assert [config["finetune"]["epochs"] for config in found] == [2] * 3
 
 
+def test_of_blocks_that_are_kept_or_not_half_are_kept_half_way():
+    space = Space({"architecture": {f"block{i}": {"keep": tune.choice([True, False])} for i in range(6)}})
+
+    def kept(configs):
+        return [sum(block["keep"] for block in config["architecture"].values()) for config in configs]
+
+    found = rungs(space, kept, dense(space, kept), [0.0, 0.5, 1.0])
+    assert kept(found) == [6, 3, 0]
+    halfway = [block["keep"] for block in found[1]["architecture"].values()]
+    assert any(halfway[:3])
+    assert any(halfway[3:])
+
+
 @settings(max_examples=30, deadline=None)
 @given(limit=st.floats(0.5, 24.0))
 def test_what_cannot_be_carried_out_is_no_rung(limit):
