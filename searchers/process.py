@@ -8,12 +8,14 @@ not rule (`warping`). What takes time, its shape (`process_shape`), is chosen se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtri
 
 from ray_nascomp.searchers.warping import Warp
+
+_NORMAL = NormalDist()
 
 
 class Shape(NamedTuple):
@@ -64,7 +66,7 @@ class ProcessSurrogate:
         What is expected of queries can be compared by fewer of them. Metrics are paired at random,
         for all queries alike.
         """
-        even = ndtri((np.arange(draws) + 0.5) / draws)
+        even = np.array([_NORMAL.inv_cdf((number + 0.5) / draws) for number in range(draws)])
         even /= even.std() or 1.0
         paired = np.stack([rng.permutation(even) for _ in self._processes], axis=1)
         return self._at(queries, np.broadcast_to(paired[:, None], (draws, len(queries), len(self._processes))))

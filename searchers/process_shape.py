@@ -9,8 +9,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from scipy.optimize import minimize
 
 from ray_nascomp.searchers.process import Shape, covariance, design, distances
 from ray_nascomp.searchers.warping import Warp
@@ -66,6 +64,9 @@ def _alike(inputs: np.ndarray, targets: np.ndarray) -> list[Shape]:
 
 def _by_input(inputs: np.ndarray, column: np.ndarray, start: Shape) -> Shape:
     """The shape of largest posterior density about the start, whose warp it keeps."""
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+    from scipy.optimize import minimize
+
     n, width = inputs.shape
     basis, warped = design(inputs), Warp(column, start.strength)(column)
     prior = np.log(np.concatenate([start.lengths, start.trends, [start.noise]]))
