@@ -1,4 +1,4 @@
-"""Image: Fashion-MNIST, a residual network of eight layers with weights."""
+"""Image: Fashion-MNIST, ResNet-10 at half its width."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from ray import tune
 from study import Budget, Case, Limits, Splits
 from torch import Tensor, nn
 
-WIDTHS = (32, 64, 128)
+import ray_nascomp as nc
+
+WIDTHS = (32, 64, 128, 256)
 _VALIDATION = 5000
+_WIDE = ("stages.2", "stages.3")
 # Mean and standard deviation of the training images.
 _CENTRE, _SPREAD = 0.286, 0.353
 
@@ -46,12 +49,11 @@ class ImageNet(nn.Module):
     Args:
         widths: Channels of each stage; each but the first halves the resolution.
         depths: Blocks of each stage.
-        stem_stride: Stride of the first convolution.
     """
 
-    def __init__(self, widths: Sequence[int], depths: Sequence[int], stem_stride: int) -> None:
+    def __init__(self, widths: Sequence[int], depths: Sequence[int]) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, widths[0], 3, stem_stride, padding=1, bias=False)
+        self.stem = nn.Conv2d(1, widths[0], 3, padding=1, bias=False)
         self.stem_norm = nn.BatchNorm2d(widths[0])
         self.stages = nn.ModuleList()
         channels = widths[0]
@@ -72,9 +74,20 @@ class ImageNet(nn.Module):
 
 
 def build(architecture: Mapping[str, Any]) -> ImageNet:
-    """The network of an architecture: without the first stage, without the last, with a coarse stem."""
-    depths = (architecture["depth0"], 1, architecture["depth2"])
-    return ImageNet(WIDTHS, depths, architecture["stem_stride"])
+    """The network of an architecture: with or without the first stage and the last."""
+    return ImageNet(WIDTHS, (architecture["depth0"], 1, 1, architecture["depth3"]))
+
+
+def space(task: nc.Task) -> dict[str, Any]:
+    """Sparsity of each group, distillation and quantizer; rank and 4 bits where they save bytes.
+
+    They save no time: so only the wide layers at low resolution get the choice, which hold most of the weights.
+    """
+    space = nc.compression_space(task)
+    wide = [name for name in task.spec.factorisable_names if name.startswith(_WIDE)]
+    ranks = {name: tune.choice([0.25, 0.5, 1.0]) for name in wide}
+    bits = {**dict.fromkeys(task.spec.quantizable_names, 8), **{name: tune.choice([4, 8]) for name in wide}}
+    return {**space, "low_rank": {"rank": ranks, "round_to": 8}, "quantize": {**space["quantize"], "bits": bits}}
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -113,25 +126,23 @@ CASE = Case(
     name="image",
     load=load,
     build=build,
-    original={"depth0": 1, "depth2": 1, "stem_stride": 1},
-    architecture={
-        "depth0": tune.choice([0, 1]),
-        "depth2": tune.choice([0, 1]),
-        "stem_stride": tune.choice([1, 2]),
-    },
+    original={"depth0": 1, "depth3": 1},
+    architecture={"depth0": tune.choice([0, 1]), "depth3": tune.choice([0, 1])},
+    space=space,
     augment=augment,
     batch_size=64,
     budget=Budget(
         samples=None,
-        epochs=8,
+        epochs=10,
         learning_rate=4e-3,
         trials=64,
+        minutes=22,
         trial_epochs=3,
         trial_samples=10000,
         copies=1,
-        final_epochs=8,
-        final_copies=2,
-        variants=2,
+        final_epochs=10,
+        final_copies=3,
+        variants=1,
         limits=Limits(params=0.15, size=0.04, speedup=5.5, drop=0.15),
     ),
     quick=Budget(

@@ -150,7 +150,7 @@ class Study:
         data: Where its data are.
         folder: Where all results go.
         seed: Seed of the original and of the search.
-        cores: Trials at a time, and threads of the original's training.
+        cores: Trials at a time, and threads of the original's training and of the chosen models'.
         quick: Whether to spend little.
     """
 
@@ -337,7 +337,9 @@ class Study:
         folder = self.folder / name
         record = folder / "metrics.json"
         if not record.exists():
+            torch.set_num_threads(self.cores)
             *_, last = nc.compress_steps(self.final_task, config, self.budget.final_epochs, self.goal)
+            torch.set_num_threads(1)
             last.save(folder)
             record.write_text(json.dumps(last.metrics, default=str))
         return json.loads(record.read_text())

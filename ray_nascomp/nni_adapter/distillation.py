@@ -184,7 +184,7 @@ class _HookedAdaptive1d(_Hooked, distillation.Adaptive1dLayerwiseDistiller):
 
 def _observe(module: nn.Module, channels_first: bool, take: Any) -> Any:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        tensor = main_output(output)
+        tensor = main_output(output).float()
         take(tensor.movedim(1, -1) if channels_first else tensor)
 
     return module.register_forward_hook(hook)

@@ -112,7 +112,8 @@ class CompressionRun:
         Raises:
             InfeasibleError: If the plan cannot be carried out.
         """
-        return Trainer(self.task, self.plan.finetune, max(1, self.epochs), self.recipe.training_seed)
+        macs = self.costs.of_plan(self.plan)["macs"]
+        return Trainer(self.task, self.plan.finetune, max(1, self.epochs), self.recipe.training_seed, macs)
 
     @property
     def is_done(self) -> bool:

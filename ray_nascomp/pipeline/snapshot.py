@@ -91,9 +91,12 @@ class Snapshot:
         parameters = dict(network.named_parameters())
         for key, value in tensors.items():
             entry, name = key.split(".", 1)
-            # AdamW counts its steps on the CPU wherever the weights lie.
-            device = "cpu" if entry == "step" else parameters[name].device
-            optimizer.state[parameters[name]][entry] = value.to(device)
+            parameter = parameters[name]
+            value = value.to(parameter.device)
+            if value.shape == parameter.shape:
+                # The fused step reads weights and moments in the order in which they lie in memory.
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            optimizer.state[parameter][entry] = value
         return optimizer
 
 

@@ -17,6 +17,7 @@ from ray_nascomp.compression.distill import distillation_loss
 from ray_nascomp.errors import NonFiniteModelError
 from ray_nascomp.nni_adapter.distillation import LayerwiseDistillation
 from ray_nascomp.nni_adapter.evaluator import TrainingStep, to_device, weight_of
+from ray_nascomp.pipeline.precision import mixed_precision
 from ray_nascomp.plan import FinetuneStage
 from ray_nascomp.tasks.base import Task
 from ray_nascomp.tasks.calling import call
@@ -41,6 +42,7 @@ class Trainer:
         stage: Learning rate, weight decay, distillation.
         epochs: Length of the whole training, which the learning rate follows.
         seed: Order of the batches, dropout.
+        macs: Multiply-accumulates of one sample; large networks train in bfloat16 where the processor has it.
 
     Attributes:
         epochs: Length of the whole training.
@@ -48,11 +50,12 @@ class Trainer:
         maps: What the layer-wise distillation has learned of its own, from epoch to epoch.
     """
 
-    def __init__(self, task: Task, stage: FinetuneStage, epochs: int, seed: int) -> None:
+    def __init__(self, task: Task, stage: FinetuneStage, epochs: int, seed: int, macs: float = 0.0) -> None:
         self._task = task
         self._stage = stage
         self.epochs = epochs
         self._seed = seed
+        self._macs = macs
         self.masks: Mapping[str, Tensor] = {}
         self._teacher = _teacher_of(task) if stage.distill.weight else None
         self._layerwise: LayerwiseDistillation | None = None
@@ -60,7 +63,7 @@ class Trainer:
         self._indices: Tensor | None = None
         self.optimizer_settings: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (
             torch.optim.AdamW,
-            {"lr": stage.lr, "weight_decay": stage.weight_decay},
+            {"lr": stage.lr, "weight_decay": stage.weight_decay, "fused": True},
         )
 
     def seeded(self, seed: int) -> Trainer:
@@ -127,13 +130,15 @@ class Trainer:
         clean = inputs
         if self._teacher is not None and distill.noise and network.training:
             inputs = noised(inputs, distill.noise)
-        with _mixed_precision(targets.device):
+        with mixed_precision(targets.device, self._task, self._macs):
             outputs = call(network, inputs)
-            loss = self._task.loss(outputs, targets)
+        if outputs.dtype == torch.bfloat16:
+            outputs = outputs.float()
+        loss = self._task.loss(outputs, targets)
         if self._teacher is None:
             return loss
         teacher = self._teacher.outputs(clean, self._indices).to(outputs.device)
-        taught = distillation_loss(outputs.float(), teacher, targets, distill.temperature)
+        taught = distillation_loss(outputs, teacher, targets, distill.temperature)
         if self._layerwise is not None:
             taught = taught + self._layerwise.loss(clean)
         return (1 - distill.weight) * loss + distill.weight * taught
@@ -155,12 +160,6 @@ class Trainer:
             self._layerwise.close()
             self._layerwise = None
             self.maps = [parameter.detach().clone() for parameter in parameters]
-
-
-def _mixed_precision(device: torch.device) -> torch.autocast:
-    """Sums in bfloat16 on a GPU that has it: its range is float32's, so no loss has to be scaled."""
-    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_it)
 
 
 class _Teacher:
