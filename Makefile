@@ -16,10 +16,11 @@ SPEECH_DATA ?= data/free-spoken-digit-dataset/recordings
 IMAGE_DATA ?= /usr/share/datasets/fashion-mnist
 LANGUAGE_DATA ?= data/sentence_polarity
 CASE ?=
+CASES := case-speech case-speech-transformer case-image case-language case-dates
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-faults lint format check docs notebooks dist clean \
-	case-speech case-image case-language case-speech-full case-image-full case-language-full case-tables
+	$(CASES) $(CASES:%=%-full) case-tables
 
 help:
 	@echo "make demo    search a small network's compression, and show the front"
@@ -31,8 +32,8 @@ help:
 	@echo "make docs    the site, into build/site, strictly"
 	@echo "make notebooks  run the notebooks"
 	@echo "make dist    sdist and wheel, checked"
-	@echo "make case-speech, case-image, case-language  a case study, from a fresh network to figures;"
-	@echo "             CASE=--quick for a small one"
+	@echo "make $(CASES)"
+	@echo "             a case study, from a fresh network to figures; CASE=--quick for a small one"
 	@echo "make case-speech-full, ...  what one would do instead too, three seeds; hours"
 	@echo "make case-tables  the README's table of cases, from cases/results"
 	@echo "make clean   remove all that make made"
@@ -78,15 +79,16 @@ notebooks: $(INSTALLED)
 	$(PIP) --editable ".[docs,demo]"
 	$(BIN)/python notebooks/run.py
 
-case-speech case-speech-full: DATA = $(SPEECH_DATA)
+case-speech case-speech-full case-speech-transformer case-speech-transformer-full: DATA = $(SPEECH_DATA)
 case-image case-image-full: DATA = $(IMAGE_DATA)
 case-language case-language-full: DATA = $(LANGUAGE_DATA)
+case-dates case-dates-full: DATA = .
 
-case-speech case-image case-language: $(INSTALLED)
-	$(BIN)/python cases/run.py $(@:case-%=%) --data $(DATA) $(CASE)
+$(CASES): $(INSTALLED)
+	$(BIN)/python cases/run.py $(subst -,_,$(@:case-%=%)) --data $(DATA) $(CASE)
 
-case-speech-full case-image-full case-language-full: $(INSTALLED)
-	$(BIN)/python cases/run.py $(@:case-%-full=%) --data $(DATA) --full --seeds 0 1 2 $(CASE)
+$(CASES:%=%-full): $(INSTALLED)
+	$(BIN)/python cases/run.py $(subst -,_,$(@:case-%-full=%)) --data $(DATA) --full --seeds 0 1 2 $(CASE)
 
 case-tables: $(INSTALLED)
 	$(BIN)/python cases/tables.py $(wildcard cases/results/*.json) --into README.md

@@ -24,15 +24,17 @@ _HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
 """Where processors multiply in bfloat16, an epoch takes little more than half the time."""
 
 
-def augmented(data: Split, copies: int, augment: Augment, seed: int) -> Split:
+def augmented(data: Split, copies: int, augment: Augment | None, seed: int) -> Split:
     """Samples and further, augmented copies of them.
 
     Args:
         data: Inputs and targets.
         copies: How many of each sample in all, 1 or more.
-        augment: What changes them.
+        augment: What changes them; without it they come once.
         seed: Seed of the changes.
     """
+    if augment is None or copies == 1:
+        return data
     inputs, targets = data
     generator = torch.Generator().manual_seed(seed)
     every = [inputs, *(augment(inputs, generator) for _ in range(copies - 1))]
@@ -90,7 +92,8 @@ def train(
             batch = without_padding(inputs)
             with torch.autocast("cpu", torch.bfloat16, enabled=_HAS_BFLOAT16):
                 outputs = call(network, augment(batch, generator) if augment else batch)
-            nn.functional.cross_entropy(outputs.float(), targets, label_smoothing=_SMOOTHING).backward()
+            flat = outputs.float().flatten(0, -2)
+            nn.functional.cross_entropy(flat, targets.flatten(), label_smoothing=_SMOOTHING).backward()
             optimizer.step()
             schedule.step()
         written = checkpoint.with_suffix(".part")

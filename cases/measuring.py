@@ -48,7 +48,8 @@ def judge(content: bytes, test: Split, counts: Mapping[str, float]) -> Judged:
     session, names = make_session(content), names_of(inputs, content)
     starts = range(0, len(targets), 64)
     outputs = [run_session(session, rows_of(inputs, slice(low, low + 64)), names) for low in starts]
-    right = np.concatenate(outputs).argmax(1) == targets.numpy()
+    # Of sequences every place has to be right.
+    right = (np.concatenate(outputs).argmax(-1) == targets.numpy()).reshape(len(targets), -1).all(1)
     low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     figures = {
         "accuracy": float(right.mean()),

@@ -3,6 +3,7 @@
 python run.py speech --data spoken_digits.npz
 python run.py image --data folder-of-fashion-mnist
 python run.py language --data folder-of-sentence-polarity
+python run.py dates
 
 What is finished is kept in the output folder and not done again; a study that was stopped goes on.
 """
@@ -19,11 +20,13 @@ from typing import Any
 from measuring import compare, judge, timed, timed_twice
 from study import Study
 
+NEED_DATA = ("speech", "speech_transformer", "image", "language")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=("speech", "image", "language"))
-    parser.add_argument("--data", type=Path, required=True, help="where the data are")
+    parser.add_argument("case", choices=(*NEED_DATA, "dates"))
+    parser.add_argument("--data", type=Path, default=Path(), help="where the data are; dates need none")
     parser.add_argument("--output", type=Path, default=Path("case_output"), help="folder (default: case_output)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds, one study each (default: 0)")
     parser.add_argument("--cores", type=int, default=2, help="trials at a time (default: 2)")
@@ -31,6 +34,8 @@ def main() -> None:
     parser.add_argument("--time-again", action="store_true", help="times the files of a finished study once more")
     parser.add_argument("--full", action="store_true", help="what one would do instead, too")
     arguments = parser.parse_args()
+    if arguments.case in NEED_DATA and arguments.data == Path():
+        parser.error(f"--data: {arguments.case} needs data; docs/cases.md says where they come from")
     if not arguments.data.exists():
         parser.error(f"--data: {arguments.data} is not there; docs/cases.md says where the data come from")
     case = importlib.import_module(arguments.case).CASE

@@ -103,7 +103,7 @@ class Case:
         build: Function from an architecture to a network.
         original: The architecture of the original.
         architecture: Dimensions of the architecture.
-        augment: Function (inputs, generator) -> other inputs of the same classes.
+        augment: Function (inputs, generator) -> other inputs of the same classes, if there is one.
         batch_size: Samples a training step.
         budget: What `make case-NAME` spends.
         quick: What its `--quick` spends.
@@ -119,7 +119,7 @@ class Case:
     build: Callable[[dict[str, Any]], nn.Module]
     original: Mapping[str, Any]
     architecture: Mapping[str, Any]
-    augment: Augment
+    augment: Augment | None
     batch_size: int
     budget: Budget
     quick: Budget

@@ -16,7 +16,9 @@ DATA = {
     "speech": FOLDER / "spoken_digits" / "spoken_digits.npz",
     "image": Path("/usr/share/datasets/fashion-mnist"),
     "language": FOLDER / "sentence_polarity",
+    "dates": Path(),
 }
+DATA["speech_transformer"] = DATA["speech"]
 
 
 def run(script: str, *arguments: str | Path, folder: Path) -> str:
@@ -35,7 +37,7 @@ def run(script: str, *arguments: str | Path, folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("case", ["speech", "image", "language"])
+@pytest.mark.parametrize("case", DATA)
 def test_a_quick_study_ends_with_figures_a_report_and_a_table_and_is_not_done_twice(tmp_path, case):
     if not DATA[case].exists():
         pytest.skip(f"{DATA[case]} is not there; docs/cases.md says where the data come from")
