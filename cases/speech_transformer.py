@@ -110,10 +110,10 @@ CASE = Case(
         limits=Limits(params=0.3, size=0.08, speedup=4.0, drop=0.1),
     ),
     quick=Budget(
-        samples=500,
+        samples=300,
         epochs=1,
         learning_rate=1e-3,
-        trials=3,
+        trials=2,
         trial_epochs=1,
         trial_samples=None,
         copies=1,

@@ -368,6 +368,8 @@ class Study:
             The folder's name, and what was measured on validation data.
         """
         front = best_of(results, self.budget.variants)
+        if not front:
+            raise SystemExit(f"no trial was completed: {results}; what became of each is in {self.folder}")
         finished = {trial.trial_id: self.finish(trial.config, f"{prefix}_{trial.trial_id}") for trial in front}
         best = min(finished, key=lambda name: (self.goal.violation(finished[name]), -finished[name]["accuracy"]))
         return f"{prefix}_{best}", finished[best]

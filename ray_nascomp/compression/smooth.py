@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,28 @@ class Scale(nn.Module):
         return inputs * self.factor
 
 
+class Smoothed(nn.Sequential):
+    """A layer behind the scaling of its inputs; networks that read their layer's weight (T5 does) still find it.
+
+    Args:
+        factor: What the inputs are multiplied by, shape `(features,)`.
+        layer: The layer, its weight divided by that.
+    """
+
+    def __init__(self, factor: Tensor, layer: nn.Module) -> None:
+        super().__init__(Scale(factor), layer)
+        self.train(layer.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's, as it is multiplied by scaled inputs."""
+        return cast(Tensor, self[1].weight)
+
+
 def smooth(
     network: nn.Module, layers: Iterable[str], batches: Sequence[Any], alpha: float | Sequence[float] = 0.8
 ) -> dict[str, str]:
-    """Puts `Sequential(Scale(1/s), Linear(W * s))` in the place of linear layers.
+    """Puts `Smoothed(1/s, Linear(W * s))` in the place of linear layers.
 
     In floating point the network's outputs stay what they were. Layers that read the same tensor
     get the same s.
@@ -130,7 +148,7 @@ def smooth_observed(
     renamed = {}
     for name, module in zip(observed.layers, modules, strict=True):
         module.weight.data *= scales.to(module.weight)
-        replace_module(network, name, nn.Sequential(Scale((1 / scales).to(module.weight)), module))
+        replace_module(network, name, Smoothed((1 / scales).to(module.weight), module))
         renamed[name] = f"{name}.1"
     return renamed, observed.scaled(1 / scales)
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from torch import nn
 
-from ray_nascomp.compression.smooth import Scale
+from ray_nascomp.compression.smooth import Smoothed
 from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.deployment.editor import GraphEditor
 from ray_nascomp.deployment.layer_nodes import layer_nodes
@@ -36,7 +36,7 @@ class ScaledLayer:
 @contextmanager
 def without_scales(network: nn.Module) -> Iterator[dict[str, ScaledLayer]]:
     """Within it smoothed layers are plain ones again, whose inputs are not scaled; yields these by name."""
-    smoothed = {name: module for name, module in network.named_modules() if name and _is_smoothed(module)}
+    smoothed = {name: module for name, module in network.named_modules() if name and isinstance(module, Smoothed)}
     layers = {}
     try:
         for name, module in smoothed.items():
@@ -73,8 +73,3 @@ def insert_scales(graph: onnx.GraphProto, layers: Mapping[str, ScaledLayer]) -> 
     if missing:
         raise ValueError(f"layers {sorted(missing)} are not in the exported graph")
     editor.finish()
-
-
-def _is_smoothed(module: nn.Module) -> bool:
-    parts = list(module.children())
-    return type(module) is nn.Sequential and len(parts) == 2 and isinstance(parts[0], Scale)

@@ -104,7 +104,8 @@ class Build:
             lines += [f"{key}={_described(value)}" for key, value in settings if _is_setting(key, value)]
         config: Any = getattr(network, "config", None)
         lines.append(config.to_json_string() if hasattr(config, "to_json_string") else "")
-        shapes = tuple((name, array.shape) for name, array in _tensors(network).items())
+        # NNI leaves a layer's tensors in another order.
+        shapes = tuple(sorted((name, array.shape) for name, array in _tensors(network).items()))
         return cls(way, "\n".join(lines), shapes)
 
 

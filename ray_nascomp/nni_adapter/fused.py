@@ -20,6 +20,7 @@ from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.nni_adapter.distillation import layer_outputs, relative_entries
 from ray_nascomp.nni_adapter.embeddings import RoundedEmbeddings
 from ray_nascomp.nni_adapter.evaluator import TrainingFunction, TrainingStep, make_evaluator
+from ray_nascomp.nni_adapter.mends import unwrap
 from ray_nascomp.nni_adapter.pruning_targets import GroupCounts, read_removed
 from ray_nascomp.nni_adapter.quantization import QUANTIZERS, QuantizationSession, quantizer_entries, read_calibration
 from ray_nascomp.nni_adapter.scales import Calibration, LayerScales
@@ -115,7 +116,7 @@ def fused_compression(
         **read_calibration(quantizer, layers),
     }
     quantizer.finish()
-    quantizer.unwrap_model()
+    unwrap(quantizer)
     embeddings.close()
     for name, (group, _) in wanted.items():
         for layer in set(group.layers) & set(calibration):

@@ -28,6 +28,7 @@ from ray_nascomp.nni_adapter.evaluator import (
     register_subclasses,
 )
 from ray_nascomp.nni_adapter.lsq import Lsq, LsqPlus
+from ray_nascomp.nni_adapter.mends import unwrap
 from ray_nascomp.nni_adapter.output_forms import OutputForm, fitted
 from ray_nascomp.nni_adapter.quantizers import INPUT, WEIGHT, Ptq, Qat
 from ray_nascomp.nni_adapter.scales import WEIGHT_LIMIT, ActivationScale, Calibration, LayerScales
@@ -134,7 +135,7 @@ class QuantizationSession:
         self._quantizer.finish()
         if self._evaluator.model is not None:
             self._evaluator.unbind_model()
-        self._quantizer.unwrap_model()
+        unwrap(self._quantizer)
         self._embeddings.close()
 
     def _fit_outputs(self) -> None:

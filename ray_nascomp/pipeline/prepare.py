@@ -14,7 +14,7 @@ from torch import nn
 from ray_nascomp import registry
 from ray_nascomp.compression.attention import find_attentions
 from ray_nascomp.compression.fold import fold_batch_norm
-from ray_nascomp.compression.smooth import ALPHAS, Scale, smooth
+from ray_nascomp.compression.smooth import ALPHAS, Smoothed, smooth
 from ray_nascomp.compression.stand_ins import replace_module
 from ray_nascomp.compression.static import calibrate_layers, quantize_linear
 from ray_nascomp.deployment.export import export_onnx
@@ -128,7 +128,7 @@ def rebuild_prepared(candidate: Candidate, task: Task, smoothed: dict[str, str])
     for name in smoothed:
         layer: Any = candidate.network.get_submodule(name)
         factor = torch.ones(layer.in_features)
-        replace_module(candidate.network, name, nn.Sequential(Scale(factor), layer))
+        replace_module(candidate.network, name, Smoothed(factor, layer))
     train_all(candidate.network)
     candidate.smoothed = smoothed
     candidate.is_prepared = True

@@ -42,7 +42,8 @@ class Block(nn.Module):
         hidden = hidden * self.factors
         scores = self.query(hidden) @ self.key(hidden).transpose(1, 2) / 100
         scores = scores.masked_fill(attention_mask[:, None] == 0, -1e9)
-        return self.out(torch.tanh(torch.softmax(scores, -1) @ self.value(hidden)))
+        mixed = torch.tanh(torch.softmax(scores, -1) @ self.value(hidden))
+        return self.out(mixed.to(self.out.weight.dtype))  # As T5 does.
 
 
 LAYERS = ("query", "key", "value", "out")

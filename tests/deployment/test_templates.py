@@ -99,18 +99,38 @@ def test_layers_are_smoothed_again_after_they_were_plain(bert):
     assert network.get_submodule(renamed["classifier"]) is network.classifier[1]
 
 
-def test_a_second_trial_reports_what_it_would_report_as_the_first(monkeypatch):
+def _task():
     model, inputs = make("bert", "sdpa")
     generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # Exporters make one tensor of equal ones, such as norms that are not trained yet.
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
     ids = torch.randint(5, 100, (48, 12), generator=generator)
     mask = (torch.arange(12) < torch.randint(4, 13, (48, 1), generator=generator)).long()
-    data = ({**{name: torch.zeros_like(ids) for name in inputs}, "input_ids": ids * mask, "attention_mask": mask},)
+    data = {**{name: torch.zeros_like(ids) for name in inputs}, "input_ids": ids * mask, "attention_mask": mask}
     labels = torch.randint(0, 3, (48,), generator=generator)
+    return nc.Task(model, (data, labels), (data, labels))
+
+
+@pytest.mark.parametrize("method", ["ptq", "qat", "lsq"])
+def test_a_trial_exports_its_structure_once(monkeypatch, method):
+    monkeypatch.setattr(export, "_templates", Templates())
+    task = _task()
+    task.file_layout  # noqa: B018  # Exports the task's own model.
+    exports = []
+    plain = export._new_graph
+    monkeypatch.setattr(export, "_new_graph", lambda *arguments: exports.append(1) or plain(*arguments))
+    config = {"prune": {"sparsity": 0.5}, "quantize": {"method": method, "bits": 8, "start": 0.0}}
+    nc.compress(task, config, epochs=2)
+    assert len(exports) == 1
+
+
+def test_a_second_trial_reports_what_it_would_report_as_the_first(monkeypatch):
     config = {"quantize": {"bits": 8}, "prune": {"sparsity": 0.5}, "finetune": {"lr": 1e-3, "distill": {"weight": 0.5}}}
     reports = []
     for earlier in ([], [{}, {"quantize": {"bits": 4}}]):
         monkeypatch.setattr(export, "_templates", Templates())
-        task = nc.Task(model, (*data, labels), (*data, labels))
+        task = _task()
         for other in earlier:
             nc.compress(task, other, epochs=1)
         steps = list(nc.compress_steps(task, config, epochs=2))
