@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ray_nascomp.deployment.axes import Axes
 from ray_nascomp.deployment.hard_activations import name_hard_activations
+from ray_nascomp.deployment.lookups import look_up_tables
 from ray_nascomp.deployment.padding import fold_padding
 from ray_nascomp.deployment.pooling import use_global_pooling
 from ray_nascomp.deployment.sharing import without_copies
@@ -59,7 +60,7 @@ class Exporter:
         run = _torchscript if self.name == "torchscript" else _dynamo
         with _quiet(), _ready(model, self.attention):
             proto = run(wrapper, tuple(tensors.values()), names, axes, self.opset)
-            return use_global_pooling(name_hard_activations(proto))
+            return look_up_tables(use_global_pooling(name_hard_activations(proto)), model)
 
 
 def exporters_for(model: nn.Module, inputs: Any) -> tuple[Exporter, ...]:
