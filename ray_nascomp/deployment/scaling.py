@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,10 +41,10 @@ def without_scales(network: nn.Module) -> Iterator[dict[str, ScaledLayer]]:
     layers = {}
     try:
         for name, module in smoothed.items():
-            scale, layer = module.children()
-            factor, weight = (tensor.detach().numpy() for tensor in (scale.factor, layer.weight))
+            parts: list[Any] = list(module)
+            factor, weight = (tensor.detach().numpy() for tensor in (parts[0].factor, module.weight))
             layers[name] = ScaledLayer(weight, factor)
-            replace_module(network, name, layer)
+            replace_module(network, name, parts[1])
         yield layers
     finally:
         for name, module in smoothed.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def mixed_precision(device: torch.device, task: Task, macs: float) -> torch.auto
 
 def _has_bfloat16() -> bool:
     """Whether the processor multiplies in bfloat16; older releases of torch cannot tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
