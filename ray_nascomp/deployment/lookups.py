@@ -1,4 +1,4 @@
-"""Look-ups that an exporter has carried out itself: those of small tables at fixed places, such as positions."""
+"""Look-ups in tables as the layers that they are, where exporters write them in other ways: positions, mostly."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ _READERS = ("Add", "Sub", "Mul")
 
 
 def look_up_tables(proto: onnx.ModelProto, model: nn.Module) -> onnx.ModelProto:
-    """Puts back the look-up where a constant of the graph is an embedding's table, so that it is found as a layer.
+    """Makes a Gather of every look-up in an embedding's table, so that it is found as a layer.
+
+    Small tables that are read whole the exporter leaves in the graph as a constant; ONNX Runtime carries the look-up
+    out when it loads the file. Rows of a weight that a layer's own code indexes come as GatherND.
 
     Args:
-        proto: The exported model; changed in place. ONNX Runtime carries the look-up out when it loads the file.
+        proto: The exported model; changed in place.
         model: The network.
 
     Returns:
@@ -27,20 +30,45 @@ def look_up_tables(proto: onnx.ModelProto, model: nn.Module) -> onnx.ModelProto:
         for module in model.modules()
         if isinstance(module, nn.Embedding) and module.num_embeddings > 1
     ]
-    others = {name for node in graph.node if node.op_type not in _READERS for name in node.input}
-    for initializer in list(graph.initializer):
-        shape = tuple(initializer.dims)
-        if initializer.name in others or all(table.shape != shape for table in tables):
-            continue
-        values = numpy_helper.to_array(initializer)
-        if not any(np.array_equal(table, values) for table in tables):
-            continue
-        places = numpy_helper.from_array(np.arange(shape[0], dtype=np.int32), f"{initializer.name}_places")
-        rows = f"{initializer.name}_rows"
-        for node in graph.node:
-            for place, name in enumerate(node.input):
-                if name == initializer.name:
-                    node.input[place] = rows
-        graph.initializer.append(places)
-        graph.node.insert(0, helper.make_node("Gather", [initializer.name, places.name], [rows], axis=0))
+    names = {
+        initializer.name: initializer.dims[0]
+        for initializer in graph.initializer
+        if any(table.shape == tuple(initializer.dims) for table in tables)
+        and any(np.array_equal(table, numpy_helper.to_array(initializer)) for table in tables)
+    }
+    _gather_rows(graph, names)
+    _look_up_whole(graph, names)
     return proto
+
+
+def _gather_rows(graph: onnx.GraphProto, tables: dict[str, int]) -> None:
+    last = {
+        initializer.name
+        for initializer in graph.initializer
+        if list(initializer.dims) == [1] and numpy_helper.to_array(initializer).item() == -1
+    }
+    unsqueezed = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Unsqueeze" and len(node.input) == 2 and node.input[1] in last
+    }
+    for node in graph.node:
+        if node.op_type == "GatherND" and node.input[0] in tables and node.input[1] in unsqueezed:
+            node.op_type = "Gather"
+            node.input[1] = unsqueezed[node.input[1]]
+            del node.attribute[:]
+
+
+def _look_up_whole(graph: onnx.GraphProto, tables: dict[str, int]) -> None:
+    others = {name for node in graph.node if node.op_type not in _READERS for name in node.input}
+    for name, count in tables.items():
+        if name in others:
+            continue
+        rows = f"{name}_rows"
+        for node in graph.node:
+            for place, read in enumerate(node.input):
+                if read == name:
+                    node.input[place] = rows
+        places = numpy_helper.from_array(np.arange(count, dtype=np.int32), f"{name}_places")
+        graph.initializer.append(places)
+        graph.node.insert(0, helper.make_node("Gather", [name, places.name], [rows], axis=0))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformer_families import make
 
 import ray_nascomp as nc
 from ray_nascomp.deployment import export
@@ -61,3 +62,19 @@ def test_narrow_whisper_encoders_are_quantized():
     task = nc.Task(WhisperForAudioClassification(config), data, data)
     step = nc.compress(task, {"prune": {"sparsity": 0.5}, "quantize": {"bits": 8}}, epochs=0)
     assert step.metrics["feasible"]
+
+
+def test_rows_that_a_layer_takes_itself_are_found():
+    """Whisper's decoder indexes its table of positions."""
+    model, inputs = make("whisper")
+    task = nc.Task(
+        model,
+        ({name: torch.cat([tensor] * 24) for name, tensor in inputs.items()}, torch.zeros(48, 7).long()),
+        ({name: torch.cat([tensor] * 24) for name, tensor in inputs.items()}, torch.zeros(48, 7).long()),
+        loss=lambda outputs, _: outputs.square().mean(),
+        metric=lambda outputs, _: float(outputs.abs().mean()),
+    )
+    config = {"quantize": {"bits": 8}}
+    step = nc.compress(task, config, epochs=0)
+    assert step.metrics["size_mb"] == pytest.approx(nc.CostModel(task)(config)["size_mb"], rel=0.01)
+    assert step.metrics["export_error"] < 0.05
