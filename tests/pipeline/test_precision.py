@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -28,11 +30,11 @@ class _Seen(nn.Module):
         return self.head(self.second(hidden).relu())
 
 
-def _trained(digits, network: nn.Module, monkeypatch) -> tuple[CompressionRun, float]:
+def _trained(digits, network: nn.Module, monkeypatch, **stages: Any) -> tuple[CompressionRun, float]:
     monkeypatch.setattr(precision, "_has_bfloat16", lambda: True)
     torch.manual_seed(0)
     task = nc.Task(network, digits["train"], digits["val"], batch_size=64)
-    run = CompressionRun(task, {"finetune": {"lr": 1e-3}}, epochs=2)
+    run = CompressionRun(task, {"finetune": {"lr": 1e-3}, **stages}, epochs=2)
     while not run.is_done:
         step = run.step()
     return run, step.metrics["accuracy"]
@@ -44,6 +46,14 @@ def test_large_networks_train_in_bfloat16_and_are_measured_in_float32(digits, mo
     assert network.seen == {torch.bfloat16}
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     assert accuracy > 0.9
+
+
+@pytest.mark.parametrize("method", ["qat", "lsq", "lsq_plus", "dorefa"])
+def test_simulated_integers_are_trained_in_bfloat16_too(digits, monkeypatch, method):
+    quantize = {"method": method, "bits": 8, "start": 0.0}
+    run, accuracy = _trained(digits, _Seen(1280), monkeypatch, quantize=quantize)
+    assert torch.bfloat16 in run.candidate.network.seen
+    assert accuracy > 0.85
 
 
 def test_small_networks_train_in_float32(digits, monkeypatch):
