@@ -31,7 +31,7 @@ _FORMATS = ("medium", "long", "full")
 _TRAIN, _VALIDATION, _TEST = 20000, 2000, 4000
 _FIRST, _LAST = datetime.date(1900, 1, 1).toordinal(), datetime.date(2099, 12, 31).toordinal()
 _CHARACTERS = "-0123456789 !\"#'(),./:;" + "abcdefghijklmnopqrstuvwxyz"
-_START = _UNKNOWN = 0
+_START = 0
 _VOCABULARY = 96
 _LAYERS = 3
 

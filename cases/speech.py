@@ -25,9 +25,9 @@ FRAMES = 96
 HOP_MS = 10
 _WINDOW = 256
 _POINTS = 512
-_FLOOR = 1e-5
+FLOOR = 1e-5
 # Mean and standard deviation of the logarithms, roughly.
-_CENTRE, _SPREAD = -7.0, 4.0
+CENTRE, SPREAD = -7.0, 4.0
 
 
 class SpeechNet(nn.Module):
@@ -61,7 +61,7 @@ class SpeechNet(nn.Module):
     def forward(self, power: Tensor) -> Tensor:
         """Logits of shape (batch, 10) for the power in bands, shape (batch, 1, 64, 96)."""
         power = nn.functional.avg_pool2d(power, self.pooling)
-        features = ((power + _FLOOR).log() - _CENTRE) / _SPREAD
+        features = ((power + FLOOR).log() - CENTRE) / SPREAD
         for block in self.blocks:
             features = block(features)
         outputs, _ = self.recurrent(features.flatten(1, 2).transpose(1, 2))

@@ -10,15 +10,11 @@ import speech
 import torch
 from baseline import Split
 from ray import tune
-from speech import BANDS, FRAMES
+from speech import BANDS, CENTRE, FLOOR, FRAMES, SPREAD
 from study import Budget, Case, Limits, Splits
 from torch import Tensor, nn
 
 import ray_nascomp as nc
-
-_FLOOR = 1e-5
-# Mean and standard deviation of the logarithms, roughly.
-_CENTRE, _SPREAD = -7.0, 4.0
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
@@ -46,12 +42,12 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
 def features(power: Tensor) -> Tensor:
     """Logarithms in bands, shape (batch, 64, 96), of power in bands, shape (batch, 1, 64, 96)."""
-    return ((power.squeeze(1) + _FLOOR).log() - _CENTRE) / _SPREAD
+    return ((power.squeeze(1) + FLOOR).log() - CENTRE) / SPREAD
 
 
 def augment(inputs: Tensor, generator: torch.Generator) -> Tensor:
     """As for `speech`: moved, louder or softer, with noise and gaps."""
-    power = ((inputs * _SPREAD + _CENTRE).exp() - _FLOOR).clamp(min=0).unsqueeze(1)
+    power = ((inputs * SPREAD + CENTRE).exp() - FLOOR).clamp(min=0).unsqueeze(1)
     return features(speech.augment(power, generator))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from typing import Any
@@ -35,6 +36,7 @@ def mixed_precision(device: torch.device, task: Task, macs: float) -> torch.auto
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+@functools.cache
 def _has_bfloat16() -> bool:
     """Whether the processor multiplies in bfloat16; older releases of torch cannot tell."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

@@ -11,7 +11,7 @@ from ray_nascomp.pipeline import CompressionRun, precision
 
 
 class _Seen(nn.Module):
-    """A network that notes what its second layer gets, and adds one as a type of the test's choice."""
+    """A network that notes what its second layer gets, and refuses all types but one where it is told to."""
 
     def __init__(self, width: int, needed: torch.dtype | None = None) -> None:
         super().__init__()
