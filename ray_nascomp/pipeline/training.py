@@ -138,7 +138,7 @@ class Trainer:
         if self._teacher is None:
             return loss
         teacher = self._teacher.outputs(clean, self._indices).to(outputs.device)
-        taught = distillation_loss(outputs, teacher, targets, distill.temperature)
+        taught = distillation_loss(outputs.float(), teacher, targets, distill.temperature)
         if self._layerwise is not None:
             taught = taught + self._layerwise.loss(clean)
         return (1 - distill.weight) * loss + distill.weight * taught
