@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def train(
         batch_size: Samples a step.
         augment: What changes a batch's inputs, if anything.
         seed: Seed of order and changes.
-        checkpoint: File that is written after each epoch, and from which training goes on.
+        checkpoint: File that is written after each epoch, and from which training goes on. Each epoch's
+            loss and seconds are printed.
     """
     samples = Data(data, "data")
     network.to(memory_format=torch.channels_last)
@@ -85,6 +87,7 @@ def train(
             part.load_state_dict(state[name])
     network.train()
     for epoch in range(first, epochs):
+        start, losses = time.monotonic(), []
         generator = torch.Generator().manual_seed(1000 * seed + epoch)
         for rows in batches_of_similar_length(samples, batch_size, generator):
             optimizer.zero_grad()
@@ -93,11 +96,15 @@ def train(
             with torch.autocast("cpu", torch.bfloat16, enabled=_HAS_BFLOAT16):
                 outputs = call(network, augment(batch, generator) if augment else batch)
             flat = outputs.float().flatten(0, -2)
-            nn.functional.cross_entropy(flat, targets.flatten(), label_smoothing=_SMOOTHING).backward()
+            loss = nn.functional.cross_entropy(flat, targets.flatten(), label_smoothing=_SMOOTHING)
+            loss.backward()
+            losses.append(loss.item())
             optimizer.step()
             schedule.step()
         written = checkpoint.with_suffix(".part")
         torch.save({"epochs": epoch + 1, **{name: part.state_dict() for name, part in parts.items()}}, written)
         os.replace(written, checkpoint)
+        seconds, mean = time.monotonic() - start, sum(losses) / steps
+        print(f"original, epoch {epoch + 1} of {epochs}: loss {mean:.3f}, {seconds:.0f} s", flush=True)
     network.to(memory_format=torch.contiguous_format)
     network.eval()

@@ -65,6 +65,7 @@ def main() -> None:
         objectives=[nc.Objective("accuracy"), nc.Objective("speedup"), nc.Objective("size_mb", mode="min")],
         constraints=[nc.Constraint("accuracy_drop", "<=", 0.01), nc.Constraint("size_ratio", ">=", 32)],
     )
+    name = time.strftime("search_%Y-%m-%d_%H-%M-%S")  # Each run is a search of its own.
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
     tuner = tune.Tuner(
         nc.compression_trainable(task, goal, epochs=arguments.epochs),
@@ -77,7 +78,7 @@ def main() -> None:
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
         ),
-        run_config=tune.RunConfig(name="search", storage_path=str(output), callbacks=[FrontReporter(goal)], verbose=0),
+        run_config=tune.RunConfig(name=name, storage_path=str(output), callbacks=[FrontReporter(goal)], verbose=0),
     )
     results = nc.Results(tuner.fit())
     ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from ray_nascomp.results.selected import SelectedModel, layers_of
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from ray.tune import ResultGrid
+
+logger = logging.getLogger(__name__)
 
 _OBSERVED = {
     "completed": Status.COMPLETED,
@@ -332,6 +335,10 @@ def _locate(source: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def _from_grid(grid: ResultGrid) -> list[TrialRecord]:
+    if len(grid) and grid.num_errors == len(grid):
+        # What an earlier search left in the folder would hide it.
+        reason = str(grid.errors[0]).strip().splitlines()[-1]
+        logger.warning("all %d trials of this search failed, the first with: %s", len(grid), reason)
     try:
         return read_experiment(grid.experiment_path, grid.filesystem)
     except (ConfigError, OSError):

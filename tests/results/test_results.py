@@ -330,3 +330,16 @@ def test_grid_and_folder_agree(ray_session, tmp_path):
     assert from_grid.dataframe().equals(from_folder.dataframe())
     assert [t.status for t in from_grid.trials].count("failed") == 1
     assert from_grid.best("cost").config == {"x": 0.1}
+
+
+def test_a_search_that_failed_whole_does_not_hide_behind_an_earlier_one(ray_session, tmp_path, caplog):
+    def run(value):
+        space = {"x": tune.grid_search([value])}
+        run_config = tune.RunConfig(storage_path=str(tmp_path), name="twice", verbose=0)
+        return nc.Results(tune.Tuner(objective, param_space=space, run_config=run_config).fit(), goal=GOAL)
+
+    run(0.1)
+    assert "of this search failed" not in caplog.text
+    assert len(run(0.95)) == 2
+    assert "all 1 trials of this search failed, the first with: " in caplog.text
+    assert "too large" in caplog.text
