@@ -81,12 +81,14 @@ def build(architecture: Mapping[str, Any]) -> ImageNet:
 def space(task: nc.Task) -> dict[str, Any]:
     """Sparsity of each group, distillation and quantizer; rank and 4 bits where they save bytes.
 
-    They save no time: so only the wide layers at low resolution get the choice, which hold most of the weights.
+    They save no time: so only the wide layers at low resolution get the choice, which hold most of the weights. The
+    first convolution reads one channel, for which integers may be slower: it gets the choice of floating point.
     """
     space = nc.compression_space(task)
     wide = [name for name in task.spec.factorisable_names if name.startswith(_WIDE)]
     ranks = {name: tune.choice([0.25, 0.5, 1.0]) for name in wide}
     bits = {**dict.fromkeys(task.spec.quantizable_names, 8), **{name: tune.choice([4, 8]) for name in wide}}
+    bits["stem"] = tune.choice([8, 32])
     return {**space, "low_rank": {"rank": ranks, "round_to": 8}, "quantize": {**space["quantize"], "bits": bits}}
 
 
