@@ -8,13 +8,14 @@ from typing import Any
 
 import speech
 import torch
-from baseline import Split
+from baseline import Inputs, Split
 from ray import tune
 from speech import BANDS, CENTRE, FLOOR, FRAMES, SPREAD
 from study import Budget, Case, Limits, Splits
 from torch import Tensor, nn
 
 import ray_nascomp as nc
+from ray_nascomp.tasks.calling import map_tensors
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
@@ -45,10 +46,14 @@ def features(power: Tensor) -> Tensor:
     return ((power.squeeze(1) + FLOOR).log() - CENTRE) / SPREAD
 
 
-def augment(inputs: Tensor, generator: torch.Generator) -> Tensor:
+def augment(inputs: Inputs, generator: torch.Generator) -> Inputs:
     """As for `speech`: moved, louder or softer, with noise and gaps."""
-    power = ((inputs * SPREAD + CENTRE).exp() - FLOOR).clamp(min=0).unsqueeze(1)
-    return features(speech.augment(power, generator))
+
+    def changed(logarithms: Tensor) -> Tensor:
+        power = ((logarithms * SPREAD + CENTRE).exp() - FLOOR).clamp(min=0).unsqueeze(1)
+        return features(speech.augment(power, generator))
+
+    return map_tensors(inputs, changed)
 
 
 def load(path: Path) -> Splits:
@@ -112,9 +117,9 @@ CASE = Case(
         trials=2,
         trial_epochs=1,
         trial_samples=None,
-        copies=1,
+        copies=2,
         final_epochs=1,
-        final_copies=1,
+        final_copies=2,
         variants=1,
         limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0),
     ),

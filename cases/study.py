@@ -24,6 +24,9 @@ from ray import tune
 from torch import nn
 
 import ray_nascomp as nc
+from ray_nascomp.pipeline.training import with_longer_training
+from ray_nascomp.results import FrontReporter
+from ray_nascomp.results.progress import tracked
 from ray_nascomp.schedulers import ParetoASHAScheduler
 from ray_nascomp.searchers import HybridSearch
 from ray_nascomp.tasks.data import Data
@@ -287,7 +290,9 @@ class Study:
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
             ),
-            run_config=tune.RunConfig(name=name, storage_path=str(self.folder.resolve()), verbose=0),
+            run_config=tune.RunConfig(
+                name=name, storage_path=str(self.folder.resolve()), callbacks=[FrontReporter(self.goal)], verbose=0
+            ),
         )
 
     def searcher(self) -> HybridSearch:
@@ -338,7 +343,9 @@ class Study:
         record = folder / "metrics.json"
         if not record.exists():
             torch.set_num_threads(self.cores)
-            *_, last = nc.compress_steps(self.final_task, config, self.budget.final_epochs, self.goal)
+            epochs = self.budget.final_epochs
+            steps = nc.compress_steps(self.final_task, config, epochs, self.goal)
+            *_, last = tracked(steps, epochs + 1, self.final_task.metric)
             torch.set_num_threads(1)
             last.save(folder)
             record.write_text(json.dumps(last.metrics, default=str))
@@ -358,7 +365,7 @@ class Study:
         return self.folder / "models" / f"{''.join(c if c.isalnum() else '_' for c in name)}.onnx"
 
     def choose(self, results: nc.Results, prefix: str = "final") -> tuple[str, dict[str, Any]]:
-        """The best of a search's best results after their training to the end.
+        """The best of a search's best results after their training to the end, at the rate that suits its length.
 
         Args:
             results: The search's results.
@@ -370,7 +377,12 @@ class Study:
         front = best_of(results, self.budget.variants)
         if not front:
             raise SystemExit(f"no trial was completed: {results}; what became of each is in {self.folder}")
-        finished = {trial.trial_id: self.finish(trial.config, f"{prefix}_{trial.trial_id}") for trial in front}
+        samples = self.budget.final_epochs * len(self.final_task.train_data)
+        longer = samples / (self.budget.trial_epochs * len(self.task.train_data))
+        finished = {
+            trial.trial_id: self.finish(with_longer_training(trial.config, longer), f"{prefix}_{trial.trial_id}")
+            for trial in front
+        }
         best = min(finished, key=lambda name: (self.goal.violation(finished[name]), -finished[name]["accuracy"]))
         return f"{prefix}_{best}", finished[best]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ def test_our_searcher_and_scheduler_end_with_a_model_on_disk(ray_session, digits
     assert {"speedup_batch_1", "speedup_batch_32"} <= measured.keys()
     refined = best.refine(5, folder=tmp_path / "refined")
     assert results.goal.is_feasible(refined.metrics)
+    assert refined.metrics["accuracy"] >= best.metrics["accuracy"]
+    poor = replace(best, metrics={**best.metrics, "accuracy": 0.0, "accuracy_drop": 1.0})
+    longer = poor.refine(8, folder=tmp_path / "longer")
+    assert longer.metrics["epoch"] == 8
+    assert longer.config["finetune"]["lr"] == pytest.approx(best.config["finetune"]["lr"] * 2**-0.32)
+    perfect = replace(best, metrics={**best.metrics, "accuracy": 1.01})
+    assert perfect.refine(1, folder=tmp_path / "worse") is perfect
+    assert not (tmp_path / "worse").exists()
     assert best.export(tmp_path / "model.onnx").stat().st_size == round(best.metrics["size_mb"] * 1e6)
 
 

@@ -25,6 +25,7 @@ from ray_nascomp.tasks.data import Batch
 
 _WARMUP_SHARE = 0.1
 _MAX_GRADIENT_NORM = 5.0
+_RATE_EXPONENT = -0.32
 
 
 def learning_rate(peak: float, progress: float) -> float:
@@ -32,6 +33,21 @@ def learning_rate(peak: float, progress: float) -> float:
     if progress < _WARMUP_SHARE:
         return peak * max(progress, 0.01) / _WARMUP_SHARE
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP_SHARE) / (1 - _WARMUP_SHARE)))
+
+
+def with_longer_training(config: Mapping[str, Any], times: float) -> dict[str, Any]:
+    """The config with the peak learning rate for a training that is so many times as long.
+
+    The best rate falls as the training grows longer, with its power of -0.32 (Bjorck et al. 2024, arXiv
+    2409.19913): one that a search has found best for three epochs may be so high that thirty do not converge.
+
+    Args:
+        config: The config, nested.
+        times: Length of the training in that for which the rate was found; up to 1 leaves it as it is.
+    """
+    finetune = config.get("finetune", {})
+    rate = finetune.get("lr", FinetuneStage.lr) * max(1.0, times) ** _RATE_EXPONENT
+    return {**config, "finetune": {**finetune, "lr": rate}}
 
 
 class Trainer:
