@@ -1,7 +1,7 @@
 """Bytes of the exported file of many plans at once, from what the exporter writes for each form of a layer.
 
 Nothing here is fitted: names, shapes, nodes and constants are counted as `ray_nascomp.deployment`
-(`qdq`, `stored`, `recurrent`, `compact`) writes them.
+(`writer`, `stored`, `recurrent`, `compact`) writes them.
 """
 
 from __future__ import annotations

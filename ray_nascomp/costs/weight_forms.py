@@ -1,6 +1,6 @@
 """Bytes of a weight and of the nodes that read it, in each form that the exporter writes.
 
-Names, shapes and nodes are counted as `ray_nascomp.deployment` (`qdq`, `stored`, `blocks`, `compact`) writes them.
+Names, shapes and nodes are counted as `ray_nascomp.deployment` (`writer`, `stored`, `blocks`, `compact`) writes them.
 """
 
 from __future__ import annotations
