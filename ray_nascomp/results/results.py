@@ -337,7 +337,7 @@ def _locate(source: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
 def _from_grid(grid: ResultGrid) -> list[TrialRecord]:
     if len(grid) and grid.num_errors == len(grid):
         # What an earlier search left in the folder would hide it.
-        reason = str(grid.errors[0]).strip().splitlines()[-1]
+        reason = (str(grid.errors[0]).strip() or repr(grid.errors[0])).splitlines()[-1]
         logger.warning("all %d trials of this search failed, the first with: %s", len(grid), reason)
     try:
         return read_experiment(grid.experiment_path, grid.filesystem)

@@ -173,7 +173,7 @@ class SelectedModel:
             raise ConfigError(f"epochs: {epochs!r} was given, 1 or more is allowed")
         task = self._task(task)
         target = Path(folder or tempfile.mkdtemp(prefix="ray-nascomp-refined-"))
-        config = with_longer_training(self.config, epochs / max(1, self.metrics.get("epoch", epochs)))
+        config = with_longer_training(self.config, epochs / (self.metrics.get("epoch") or epochs))
         steps = compress_steps(task, config, epochs, self.goal)
         *_, step = tracked(steps, epochs + 1, task.metric) if progress else steps
         if self.metrics.get("final") and self._is_better(step.metrics, task):
