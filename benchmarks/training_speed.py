@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -41,7 +40,7 @@ def digits() -> nc.Task:
 
 
 def resnet() -> nc.Task:
-    """ResNet-10 at half its width on images of 28 x 28, as in the case study."""
+    """ResNet-10 at half its width on images of 28 x 28, with transformers' coarse first convolution."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(
@@ -76,16 +75,15 @@ def epochs(task: nc.Task, rounds: int) -> dict[str, list[float]]:
     macs = nc.CostModel(task)({})["macs"]
     seconds: dict[str, list[float]] = {}
     for number, (arithmetic, step) in itertools.product(range(rounds + 1), WAYS):
-        trainer = Trainer(task, stage, rounds + 1, 0, macs)
+        # A network of no multiplications is too small for bfloat16.
+        trainer = Trainer(task, stage, rounds + 1, 0, macs if arithmetic == "bfloat16" else 0)
         optimizer_class, arguments = trainer.optimizer_settings
         trainer.optimizer_settings = optimizer_class, {**arguments, "fused": step == "fused step"}
         network = task.model
         optimizer = trainer.make_optimizer(network)
         trainer.epoch(network, optimizer, 0)  # An optimizer's first step allocates its moments.
-        has_bfloat16 = arithmetic == "bfloat16" and precision._has_bfloat16()
-        with patch.object(precision, "_has_bfloat16", lambda: has_bfloat16):  # noqa: B023
-            start = time.process_time()
-            trainer.epoch(network, optimizer, 0)
+        start = time.process_time()
+        trainer.epoch(network, optimizer, 0)
         if number:
             seconds.setdefault(f"{arithmetic}, {step}", []).append(time.process_time() - start)
     return seconds
