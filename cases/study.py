@@ -79,7 +79,8 @@ class Budget:
         final_copies: The same as `copies`, for the chosen models.
         variants: How many of a search's best results are trained to the end; validation data decide among them.
         limits: What the chosen model has to keep to.
-        minutes: After so many the search ends, whatever trials are left; None for no such limit.
+        minutes: After so many on two cores the search ends, whatever trials are left; None for no such limit. One
+            core has twice as many.
     """
 
     samples: int | None
@@ -286,7 +287,7 @@ class Study:
                 scheduler=ParetoASHAScheduler(self.goal, max_t=epochs + 1, grace_period=min(2, epochs + 1)),
                 num_samples=trials,
                 max_concurrent_trials=self.cores,
-                time_budget_s=None if self.budget.minutes is None else 60 * self.budget.minutes,
+                time_budget_s=None if self.budget.minutes is None else 2 * 60 * self.budget.minutes / self.cores,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
             ),
