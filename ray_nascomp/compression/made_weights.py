@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ray_nascomp.compression.patches import CONVOLUTIONS
@@ -30,6 +30,7 @@ def convolutions_making_weights(model: nn.Module, example_inputs: Any) -> set[st
         return set()
     with torch.no_grad(), _WeightsSeen() as seen:
         call(model, example_inputs)
+    # A parametrized weight is another tensor at each look; those that were seen are kept, so that none has its id.
     return {name for name, module in derived.items() if id(module.weight) not in seen.weights}
 
 
@@ -38,10 +39,11 @@ class _WeightsSeen(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weights: set[int] = set()
+        self.weights: dict[int, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         keywords = kwargs or {}
         if function in _CONVOLVE:
-            self.weights.add(id(args[1] if len(args) > 1 else keywords["weight"]))
+            weight = args[1] if len(args) > 1 else keywords["weight"]
+            self.weights[id(weight)] = weight
         return function(*args, **keywords)

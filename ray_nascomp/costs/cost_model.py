@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -66,7 +65,7 @@ class CostModel:
         size = self._layout.size
         self._rest = size - CostTable(self.spec, self._layout).dense_bytes() if size is not None else None
         self._tables: dict[str, _Architecture] = {"": _Architecture(self.spec, self.spec, self._layout, self._rest)}
-        self._builder = _SpecBuilder(task) if task.build is not None else None
+        self._architectures = task.architectures.without_weights()
         whole = CostModel(task.original) if task.original is not None else self
         self._dense = whole.of_plan(CompressionPlan())
 
@@ -130,8 +129,8 @@ class CostModel:
                 counts = self.removed(plan)
                 prune = {key: value for key, value in canonical["prune"].items() if key not in ("scope", "round_to")}
                 canonical["prune"] = prune | {"sparsity": {n: c for n, c in counts.items() if c}}
-        if self._builder is not None:
-            canonical["architecture"] = self._builder.key(plan.architecture)
+        if plan.architecture:
+            canonical["architecture"] = self._architectures.key(plan.architecture)
             layers = {layer.name for layer in self.spec_of(plan).layers}
             for stage, key in (("prune", "sparsity"), ("quantize", "bits"), ("low_rank", "rank")):
                 if stage in canonical:
@@ -210,12 +209,12 @@ class CostModel:
         return batch
 
     def _key(self, plan: CompressionPlan) -> str:
-        if not plan.stages and (self._builder is None or not plan.architecture):
+        if not plan.stages and not plan.architecture:
             return ""
-        architecture = self._builder.key(plan.architecture) if self._builder is not None and plan.architecture else ""
+        architecture = self._architectures.key(plan.architecture)
         key = json.dumps([architecture, plan.stages, plan.order if plan.stages else None], sort_keys=True, default=str)
         if key not in self._tables:
-            spec = self._builder.spec(plan.architecture) if self._builder is not None and architecture else self.spec
+            spec = self._architectures.spec_of(plan.architecture) if architecture else self.spec
             own = registry.registered("stage")
             for name in plan.order:
                 if name in plan.stages:
@@ -314,26 +313,3 @@ def _removed(
     rounded = np.minimum(width, np.maximum(step, np.round(kept / step) * step))
     collapsed = (count >= width) & (width > 0)
     return sparsity, np.where(collapsed | (kept == width), count, width - rounded), collapsed
-
-
-class _SpecBuilder:
-    """Structures of architectures, from the user's builder alone."""
-
-    def __init__(self, task: Task) -> None:
-        from torch import nn
-
-        knows = task._specs is not None
-        self._task = copy.copy(task)
-        if knows:
-            self._task.build = None  # It holds the model's weights.
-        self._task.model = nn.Identity()
-        self._task.original = None
-        self._task.train_data = self._task.val_data = None  # type: ignore[assignment]
-        self._task.test_data = self._task.calibration_data = None
-        self._task.example_inputs = task.example_inputs
-
-    def key(self, architecture: Mapping[str, Any]) -> str:
-        return self._task.architecture_key(architecture)
-
-    def spec(self, architecture: Mapping[str, Any]) -> ModelSpec:
-        return self._task.spec_of(architecture)

@@ -69,7 +69,7 @@ class Candidate:
         Raises:
             InfeasibleError: If the architecture does not run.
         """
-        network, spec = task.trace(plan.architecture)
+        network, spec = task.architectures.trace(plan.architecture)
         train_all(network)
         return cls(plan, network, spec)
 

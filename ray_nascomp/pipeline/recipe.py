@@ -39,7 +39,7 @@ class Recipe:
 
     def __init__(self, task: Task, plan: CompressionPlan, costs: CostModel, epochs: int) -> None:
         # Keys outside of the stages tell repetitions of a plan apart.
-        start = {"architecture": task.architecture_key(plan.architecture), "extra": dict(plan.extra)}
+        start = {"architecture": task.architectures.key(plan.architecture), "extra": dict(plan.extra)}
         self._quantize = _quantize(plan)
         self._finetune = {**_finetune(plan), "epochs": epochs}
         contents = {

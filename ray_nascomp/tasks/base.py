@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 
 from ray_nascomp import registry
 from ray_nascomp.costs.file_layout import FileLayout
-from ray_nascomp.errors import ConfigError, InfeasibleError, NonFiniteModelError, UntraceableModelError
+from ray_nascomp.errors import ConfigError, NonFiniteModelError
 from ray_nascomp.model_spec import ModelSpec
-from ray_nascomp.space import Space
+from ray_nascomp.tasks.architectures import Architectures, Build
 from ray_nascomp.tasks.calling import call, device_of, map_tensors
 from ray_nascomp.tasks.data import Batch, Data
 from ray_nascomp.tasks.known import note_copy, note_task
@@ -63,6 +62,9 @@ class Task:
         original: Where the model is a smaller form of another already (its vocabulary trimmed, say), a
             task with that one on the same samples: results are relative to it.
 
+    Attributes:
+        architectures: The networks that the builder makes, and the structure of each.
+
     Raises:
         ConfigError: For empty data, an unknown metric, or a builder without dimensions.
     """
@@ -81,7 +83,7 @@ class Task:
         metric: str | Metric = "accuracy",
         mode: Literal["max", "min"] = "max",
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-        build: Callable[[dict[str, Any]], nn.Module] | None = None,
+        build: Build | None = None,
         architecture: Mapping[str, Any] | None = None,
         batch_size: int = 32,
         original: Task | None = None,
@@ -109,37 +111,31 @@ class Task:
         self._loss = loss or nn.functional.cross_entropy
         self.build = build
         self.architecture = dict(architecture or {})
-        self._read_architecture()
         self.batch_size = batch_size
         if original is not None and (original.metric, original.mode) != (self.metric, mode):
             raise ConfigError(
                 f"original: its metric is {original.metric!r} ({original.mode}); {self.metric!r} ({mode}) is needed"
             )
         self.original = original
+        self.architectures = self._architectures()
         note_task(self)
 
-    def _read_architecture(self) -> None:
-        # Conditions name their dimension by its place in the whole space, which begins with the stage.
-        self._architecture_space = Space({"architecture": self.architecture}) if self.architecture else None
-
-    def _canonical(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._architecture_space is not None
-        canonical: dict[str, Any] = self._architecture_space.canonical({"architecture": architecture})["architecture"]
-        return canonical
+    def _architectures(self) -> Architectures:
+        return Architectures(self.model, self.build, self.architecture, self.example_inputs)
 
     @cached_property
     def example_inputs(self) -> Any:
         """Inputs of two training samples."""
         return self.train_data.head(2)[0]
 
-    @cached_property
+    @property
     def spec(self) -> ModelSpec:
         """The structure of the task's own model.
 
         Raises:
             UntraceableModelError: If it does not run on its own inputs.
         """
-        return ModelSpec.from_model(self.model, self.example_inputs)
+        return self.architectures.spec
 
     @cached_property
     def resolver(self) -> Resolver:
@@ -176,67 +172,12 @@ class Task:
         return tuple(parameters[:count]) if len(parameters) >= count else tuple(f"input_{i}" for i in range(count))
 
     def network(self, architecture: Mapping[str, Any]) -> nn.Module:
-        """A fresh network for an architecture, with the weights that it inherits.
-
-        An empty architecture gives a copy of the task's own model.
+        """A fresh network for an architecture, with the weights that it inherits; of an empty one a copy of the model.
 
         Raises:
             ConfigError: For unknown or missing keys, or an architecture where there is no builder.
         """
-        from ray_nascomp.architecture.inherit import inherit_weights
-        from ray_nascomp.compression.plain_layers import use_plain_layers, with_plain_weights
-
-        if not architecture:
-            network = copy.deepcopy(self.model)
-            use_plain_layers(network)
-            return network
-        if self.build is None or self._architecture_space is None:
-            raise ConfigError(f"architecture: {dict(architecture)!r} was given, but the task has no builder")
-        for key in architecture:
-            if key not in self.architecture:
-                raise ConfigError.unknown("architecture", key, self.architecture)
-        network = self.build(self._canonical(architecture))
-        if not isinstance(network, nn.Module):
-            raise ConfigError(f"build: it returned a {type(network).__name__}, a torch.nn.Module is allowed")
-        network = with_plain_weights(network)
-        if not getattr(self.build, "inherits", False):
-            inherit_weights(network, self.model)
-        use_plain_layers(network)
-        return network.to(device_of(self.model))
-
-    def trace(self, architecture: Mapping[str, Any]) -> tuple[nn.Module, ModelSpec]:
-        """The network of `network`, and its structure.
-
-        Raises:
-            InfeasibleError: If the network does not run on the task's inputs.
-        """
-        if not architecture:
-            return self.network({}), self.spec
-        network = self.network(architecture)
-        if self._specs is not None:
-            return network, self._specs(self._canonical(architecture))
-        try:
-            return network, ModelSpec.from_model(network, self.example_inputs)
-        except UntraceableModelError as error:
-            raise InfeasibleError(f"architecture {dict(architecture)}: {error}") from error
-
-    def spec_of(self, architecture: Mapping[str, Any]) -> ModelSpec:
-        """The structure of an architecture's network, which is built only where its builder cannot tell it.
-
-        Raises:
-            InfeasibleError: If the network does not run on the task's inputs.
-        """
-        if self._specs is not None and architecture:
-            return self._specs(self._canonical(architecture))
-        return self.trace(architecture)[1]
-
-    @cached_property
-    def _specs(self) -> Callable[[Mapping[str, Any]], ModelSpec] | None:
-        """What tells structures from architectures, if the builder knows."""
-        if not hasattr(self.build, "specs"):
-            return None
-        specs: Callable[[Mapping[str, Any]], ModelSpec] = self.build.specs(self.spec)  # type: ignore[union-attr]
-        return specs
+        return self.architectures.network(architecture)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The training loss of a batch, a scalar tensor."""
@@ -377,15 +318,9 @@ class Task:
                 del task.__dict__[name]
         for name, value in changes.items():
             setattr(task, name, value)
-        task._read_architecture()
+        task.architectures = task._architectures()
         note_task(task)
         return task
-
-    def architecture_key(self, architecture: Mapping[str, Any]) -> str:
-        """A text that equal architectures share, inactive dimensions left out."""
-        if not architecture or self._architecture_space is None:
-            return ""
-        return json.dumps(self._canonical(architecture), sort_keys=True, default=str)
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> float:
