@@ -118,10 +118,8 @@ class Architectures:
     @cached_property
     def _specs(self) -> Callable[[Mapping[str, Any]], ModelSpec] | None:
         """What tells structures from architectures, if the builder knows."""
-        if not hasattr(self._build, "specs"):
-            return None
-        specs: Callable[[Mapping[str, Any]], ModelSpec] = self._build.specs(self.spec)
-        return specs
+        make = getattr(self._build, "specs", None)
+        return make(self.spec) if make is not None else None
 
     def _canonical(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
         assert self._space is not None
