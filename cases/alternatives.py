@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 from baseline import rows_of
-from measuring import Judged, compare, judge
+from measuring import Judged, compare, judge, names_of
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from ray.tune.search.optuna import OptunaSearch
@@ -24,6 +24,7 @@ from study import Study, best_of
 
 import ray_nascomp as nc
 from ray_nascomp.builders import gentle_config
+from ray_nascomp.deployment.runtime import make_session, run_session
 from ray_nascomp.searchers import HybridSearch
 from ray_nascomp.tasks.calling import tensors_of
 
@@ -49,19 +50,21 @@ def carry_out_alternatives(study: Study) -> dict[str, Any]:
             original = judge(study.whole.content, study.splits.test, study.whole.metrics)
         try:
             content, counts = make(study, original)
-            # What is made of the original's file takes its inputs.
-            test = study.splits.test if name in _OF_THE_ORIGINAL else study.test
-            record["models"][name] = compare(original, judge(content, test, counts), test)
-        except Exception as error:
-            if name not in _OF_THE_ORIGINAL:
-                raise
+        except NoFileError as error:
             print(f"{name}: ONNX Runtime makes no file that runs: {error}", flush=True)
             continue
+        # What is made of the original's file takes its inputs.
+        test = study.splits.test if name in _OF_THE_ORIGINAL else study.test
+        record["models"][name] = compare(original, judge(content, test, counts), test)
         study.keep(name, content)
         target.write_text(json.dumps(record, indent=1, default=str) + "\n")
     record["hypervolume"] = hypervolumes(study)
     target.write_text(json.dumps(record, indent=1, default=str) + "\n")
     return record
+
+
+class NoFileError(Exception):
+    """ONNX Runtime's quantization fails, or makes a file that does not run."""
 
 
 class _Batches(CalibrationDataReader):
@@ -85,10 +88,23 @@ def runtime_int8(study: Study, original: Judged, *, is_static: bool) -> Made:
     """ONNX Runtime's quantization of the original, prepared and by channel as its guide recommends.
 
     With attention, layers alone are quantized: the arithmetic of T5's tables of positions does not survive it.
+
+    Raises:
+        NoFileError: If nothing comes of it that runs.
     """
+    try:
+        content = _quantized(study, original.content, is_static=is_static)
+        sample = rows_of(study.splits.train[0], slice(1))
+        run_session(make_session(content), sample, names_of(sample, content))
+    except Exception as error:  # Of any kind: it is another library's doing.
+        raise NoFileError(error) from error
+    return content, original.figures
+
+
+def _quantized(study: Study, content: bytes, *, is_static: bool) -> bytes:
     with TemporaryDirectory() as folder:
         plain, ready, done = (Path(folder, file) for file in ("plain.onnx", "ready.onnx", "done.onnx"))
-        plain.write_bytes(original.content)
+        plain.write_bytes(content)
         has_attention = any(node.op_type == "Attention" for node in onnx.load(plain).graph.node)
         # ONNX Runtime's own inference of symbolic shapes does not know ONNX's Attention.
         quant_pre_process(plain, ready, skip_symbolic_shape=has_attention)
@@ -98,7 +114,7 @@ def runtime_int8(study: Study, original: Judged, *, is_static: bool) -> Made:
             quantize_static(ready, done, batches, per_channel=True, op_types_to_quantize=layers)
         else:
             quantize_dynamic(ready, done, per_channel=True, op_types_to_quantize=layers)
-        return done.read_bytes(), original.figures
+        return done.read_bytes()
 
 
 def pruned_int8(study: Study, original: Judged, *, folder: str, method: str, schedule: str) -> Made:

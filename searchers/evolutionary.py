@@ -58,6 +58,8 @@ class EvolutionarySearch(GoalSearcher):
         aging: Whether the oldest result leaves the population rather than the worst.
         screening: Whether children are screened by predicted hypervolume before one is tried.
         role_aware: Whether variation looks at what a dimension decides.
+        late_moves: Share of the children, from 0 up to but not 1, that have other bits than their parent and
+            nothing else: with a stage cache they take all training before the integers from there.
         seed: See `GoalSearcher`.
         points_to_evaluate: See `GoalSearcher`.
         warm_start: See `GoalSearcher`.
@@ -77,6 +79,7 @@ class EvolutionarySearch(GoalSearcher):
         aging: bool = False,
         screening: bool = True,
         role_aware: bool = True,
+        late_moves: float = 0.0,
         seed: int | None = None,
         points_to_evaluate: Sequence[Mapping[str, Any]] | None = None,
         warm_start: Iterable[Observation] | str | Path | Any = None,
@@ -87,6 +90,8 @@ class EvolutionarySearch(GoalSearcher):
             raise ConfigError(f"initial: {initial!r} was given, 2 or more is allowed")
         if survival not in ("nsga2", "nsga3"):
             raise ConfigError.unknown("survival", survival, ("nsga2", "nsga3"))
+        if not 0 <= late_moves < 1:
+            raise ConfigError(f"late_moves: {late_moves!r} was given, a share from 0 up to but not 1 is allowed")
         if survival == "nsga3" and find_spec("pymoo") is None:
             raise ConfigError("survival='nsga3': pymoo is not installed; pip install 'ray-nascomp[nsga3]'")
         super().__init__(goal, cost_model, seed=seed, points_to_evaluate=points_to_evaluate, warm_start=warm_start)
@@ -96,6 +101,7 @@ class EvolutionarySearch(GoalSearcher):
         self._aging = aging
         self._screening = screening
         self._role_aware = role_aware
+        self._late_moves = late_moves
         self._parents: np.ndarray | None = None
         self._brood = _CHILDREN
         self._surrogate: tuple[int, ProcessSurrogate, UnitScale] | None = None
@@ -113,6 +119,8 @@ class EvolutionarySearch(GoalSearcher):
         if len(finals) < 4 or len(self.observations) + len(self._pending) < self._initial:
             return self.spread()
         parents = self._population()
+        if self._late_moves and self.rng.random() < self._late_moves and (late := self._late_child(parents)):
+            return late
         if not self._screening:
             return self._children(parents, 1)[0]
         judged = self._judged(self._children(parents, self._brood))
@@ -201,6 +209,15 @@ class EvolutionarySearch(GoalSearcher):
         crossed = self.variation.crossover(self.rng, parents[first], parents[second])
         drafts = np.where(self.rng.random((count, 1)) < _CROSSOVER, crossed, parents[first])
         return self.space.decode_many(self.variation.mutate(self.rng, drafts))
+
+    def _late_child(self, parents: np.ndarray) -> dict[str, Any] | None:
+        """The most promising of the new configs that differ from one of the population in bits alone."""
+        drafts = parents[self.rng.integers(len(parents), size=(2, self._brood)).min(axis=0)]
+        children = [c for c in self.space.decode_many(self.variation.requantize(self.rng, drafts)) if self.is_new(c)]
+        if not children or not self._screening:
+            return children[0] if children else None
+        judged = self._judged(children)
+        return max(judged, key=lambda pair: pair[0])[1] if judged else None
 
     def _judged(self, children: Sequence[dict[str, Any]]) -> list[tuple[float, dict[str, Any]]]:
         """The affordable ones, each with its expected gain in hypervolume over what is unknown."""

@@ -32,6 +32,7 @@ class Variation:
         self._roles = np.unique(names, return_inverse=True)[1]
         self._shiftable = np.unique(self._roles[self._ordinal])
         self._late = np.array([d.role in _LATE for d in dimensions])
+        self._bits = np.array([d.role is Role.BITS for d in dimensions])
 
     def crossover(self, rng: np.random.Generator, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Each value from one of two parents, one of them preferred.
@@ -76,6 +77,21 @@ class Variation:
         anew = rng.random((n, dimensions))
         moved = np.where(self._ordinal, self._shifted(encoded, steps), self._another(encoded, anew))
         moved = np.where(move == _ANEW, anew, moved)
+        return self._snapped(np.where(chosen, moved, encoded))
+
+    def requantize(self, rng: np.random.Generator, encoded: np.ndarray) -> np.ndarray:
+        """A neighbour of each config with other bits and nothing else changed.
+
+        Args:
+            rng: Source of randomness.
+            encoded: Encoded configs, shape `(n, dimensions)`.
+        """
+        order = np.where(self._bits, rng.random(encoded.shape), 2.0)
+        chosen = (order.argsort(axis=1).argsort(axis=1) < rng.geometric(0.5, (len(encoded), 1))) & self._bits
+        sign = np.where(rng.random(encoded.shape) < 0.5, 1, -1)
+        steps = sign * rng.geometric(0.5, encoded.shape)
+        another = self._another(encoded, rng.random(encoded.shape))
+        moved = np.where(self._ordinal, self._shifted(encoded, steps), another)
         return self._snapped(np.where(chosen, moved, encoded))
 
     def _shifted(self, encoded: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -50,3 +50,14 @@ def test_some_children_move_all_sparsities_together_and_some_late_stages_alone()
     without = np.abs(Variation(SPACE.dimensions, by_role=False).mutate(rng, parents) - parents) > 1e-9
     assert (without[:, sparsities].sum(axis=1) >= 5).mean() < 0.02
     assert only_late.mean() > 1.3 * (without.any(axis=1) & ~without[:, ~late].any(axis=1)).mean()
+
+
+def test_a_neighbour_with_other_bits_has_nothing_else_changed():
+    rng, parents = drawn(1000)
+    children = Variation(SPACE.dimensions).requantize(rng, parents)
+    moved = np.abs(children - parents) > 1e-9
+    is_bits = np.array(["bits" in dimension.name for dimension in SPACE.dimensions])
+    assert not moved[:, ~is_bits].any()
+    assert moved[:, is_bits].any(axis=1).mean() > 0.9
+    assert (moved.sum(axis=1) == 1).mean() == pytest.approx(0.5, abs=0.06)
+    assert np.abs(SPACE.encode(SPACE.decode_many(children)) - children)[:, :10].max() < 1e-9

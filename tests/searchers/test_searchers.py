@@ -87,6 +87,21 @@ def test_screening_and_roles_pay():
 
 
 @pytest.mark.slow
+def test_late_moves_try_other_bits_of_what_was_trained():
+    def shares(late_moves):
+        searcher = EvolutionarySearch(GOAL, size_of, seed=0, late_moves=late_moves)
+        search(searcher, 80)
+        seen, met = set(), []
+        for observation in searcher.observations:
+            rest = json.dumps({key: value for key, value in observation.config.items() if key != "quantize"})
+            met.append(rest in seen)
+            seen.add(rest)
+        return np.mean(met[12:])
+
+    assert shares(0.75) == pytest.approx(0.75, abs=0.15)
+    assert shares(0.0) < 0.2
+
+
 def test_bayesian_search_needs_a_quarter_of_the_trials_of_evolution_without_a_model():
     seeds = range(3)
     evolved = [volume(search(EvolutionarySearch(GOAL, size_of, seed=s, screening=False), 160)) for s in seeds]
@@ -169,7 +184,10 @@ def test_every_suggestion_is_whole_valid_and_new(make):
     assert len({space.key(config) for config, _ in results}) == 60
 
 
-@pytest.mark.parametrize("options", [{}, {"aging": True}, {"screening": False}, {"cost_model": size_of}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"aging": True}, {"screening": False, "late_moves": 0.5}, {"cost_model": size_of, "late_moves": 0.5}],
+)
 def test_a_restored_search_goes_on_as_if_never_stopped(options, tmp_path):
     whole = [config for config, _ in search(EvolutionarySearch(GOAL, seed=5, **options), 40)]
     first = EvolutionarySearch(GOAL, seed=5, **options)
@@ -300,6 +318,7 @@ def test_the_goal_stays_what_it_is_and_the_space_is_set_once():
         (lambda: EvolutionarySearch(GOAL, 5), "cost_model: 5"),
         (lambda: EvolutionarySearch(GOAL, population_size=1), "population_size: 1"),
         (lambda: EvolutionarySearch(GOAL, initial=0), "initial: 0"),
+        (lambda: EvolutionarySearch(GOAL, late_moves=1.0), "late_moves: 1.0"),
         (lambda: BayesianSearch(GOAL, initial=2), "initial: 2"),
         (lambda: HybridSearch(GOAL, members=[EvolutionarySearch]), "members: 1"),
         (lambda: EvolutionarySearch(GOAL, warm_start=[1]), "warm_start"),
