@@ -55,6 +55,7 @@ class RandomSearch(GoalSearcher):
 SEARCHERS: dict[str, Callable[..., GoalSearcher]] = {
     "random": RandomSearch,
     "evolutionary": EvolutionarySearch,
+    "late moves": partial(EvolutionarySearch, late_moves=0.75),
     "bayesian": BayesianSearch,
     "hybrid": HybridSearch,
     "greedy": partial(GreedySearch, metric="size_mb"),
@@ -121,19 +122,20 @@ class ProcessorTime(tune.Callback):
         self.seconds[result["pid"]] = times.user + times.system
 
 
-def throughput(trials: int, out: Path) -> None:
+def throughput(trials: int, late_moves: float, out: Path) -> None:
     task = joint_task()
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
     folder = Path(tempfile.mkdtemp())
     caches = {"cache": str(folder / "alone"), "both": str(folder / "with_reuse"), "again": str(folder / "with_reuse")}
-    record: dict[str, Any] = {"trials": trials, "epochs": EPOCHS, "modes": {}}
+    record: dict[str, Any] = {"trials": trials, "epochs": EPOCHS, "late_moves": late_moves, "modes": {}}
+    target = out / f"cache_throughput{'_late_moves' if late_moves else ''}.json"
     for mode in ("neither", "both", "again", "reuse", "cache"):
         workers = ProcessorTime()
         tuner = tune.Tuner(
             nc.compression_trainable(task, GOAL, epochs=EPOCHS, cache=caches.get(mode)),
-            param_space=nc.compression_space(task),
+            param_space=nc.compression_space(task, bits="layer"),
             tune_config=tune.TuneConfig(
-                search_alg=EvolutionarySearch(GOAL, nc.CostModel(task), seed=0),
+                search_alg=EvolutionarySearch(GOAL, nc.CostModel(task), seed=0, late_moves=late_moves),
                 num_samples=trials,
                 max_concurrent_trials=1,
                 reuse_actors=mode in ("reuse", "both", "again"),
@@ -156,7 +158,7 @@ def throughput(trials: int, out: Path) -> None:
             "front": sorted([row["accuracy"], row["size_mb"]] for row in (t.metrics for t in results.front())),
         }
         print(mode, record["modes"][mode], flush=True)
-        (out / "cache_throughput.json").write_text(json.dumps(record) + "\n")
+        target.write_text(json.dumps(record) + "\n")
     ray.shutdown()
     shutil.rmtree(folder)
 
@@ -165,11 +167,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["rates", "throughput"])
     parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--late-moves", type=float, default=0.0, help="share of throughput's children with other bits")
     parser.add_argument("--out", type=Path, required=True, help="folder for the raw output")
     arguments = parser.parse_args()
     logging.getLogger("ray").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    {"rates": rates, "throughput": throughput}[arguments.what](arguments.trials, arguments.out.resolve())
+    if arguments.what == "rates":
+        rates(arguments.trials, arguments.out.resolve())
+    else:
+        throughput(arguments.trials, arguments.late_moves, arguments.out.resolve())
 
 
 if __name__ == "__main__":
