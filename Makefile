@@ -35,7 +35,7 @@ help:
 	@echo "make $(CASES)"
 	@echo "             a case study, from a fresh network to figures; CASE=--quick for a small one"
 	@echo "make case-speech-full, ...  what one would do instead too, three seeds; hours"
-	@echo "make case-tables  the README's table of cases, from cases/results"
+	@echo "make case-tables  the tables of cases in README and docs, from cases/results"
 	@echo "make clean   remove all that make made"
 
 install: $(INSTALLED)
@@ -91,7 +91,7 @@ $(CASES:%=%-full): $(INSTALLED)
 	$(BIN)/python cases/run.py $(subst -,_,$(@:case-%-full=%)) --data $(DATA) --full --seeds 0 1 2 $(CASE)
 
 case-tables: $(INSTALLED)
-	$(BIN)/python cases/tables.py $(wildcard cases/results/*.json) --into README.md
+	$(BIN)/python cases/tables.py $(wildcard cases/results/*.json) --into README.md docs/cases.md
 
 dist: $(INSTALLED)
 	$(PIP) --editable ".[release]"

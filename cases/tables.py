@@ -1,4 +1,7 @@
-"""The README's table of case studies, from the raw results: `python tables.py RESULT.json... --into README.md`."""
+"""The tables of case studies, from the raw results: `python tables.py RESULT.json... --into README.md docs/cases.md`.
+
+A text gets what it has marks for: the summary, the mean of all seeds, or each seed's figures.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,54 @@ import re
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- cases: made by make case-tables -->", "<!-- end of cases -->"
+import pandas as pd
+
+SUMMARY = "<!-- summary of cases: made by make case-tables -->"
+ALL = "<!-- cases: made by make case-tables -->"
+END = "<!-- end of cases -->"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="files result.json, in the table's order")
-    parser.add_argument("--into", type=Path, required=True, help="a text that gets the table between its two marks")
+    parser.add_argument("--into", type=Path, nargs="+", required=True, help="texts that get a table between its marks")
     arguments = parser.parse_args()
-    table = render([json.loads(path.read_text()) for path in arguments.results])
-    text = arguments.into.read_text()
-    if BEGIN not in text or END not in text:
-        parser.error(f"--into: {arguments.into} lacks the lines {BEGIN} and {END}")
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    arguments.into.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{table}\n\n{END}", text))
+    records = [json.loads(path.read_text()) for path in arguments.results]
+    tables = {SUMMARY: summary(records), ALL: render(records)}
+    for target in arguments.into:
+        text = target.read_text()
+        if END not in text or not any(begin in text for begin in tables):
+            parser.error(f"--into: {target} lacks the line {END}, and {SUMMARY} or {ALL} before it")
+        for begin, table in tables.items():
+            pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(END)}", re.DOTALL)
+            text = pattern.sub(f"{begin}\n\n{table}\n\n{END}", text)
+        target.write_text(text)
+
+
+def summary(records: list[dict[str, Any]]) -> str:
+    """Means over the seeds of each case as a table in Markdown; of what is lost also the least and the most.
+
+    Args:
+        records: What `run.py` has written, one of each case and seed.
+    """
+    lines = [
+        "| case | model | seeds | test accuracy | points lost | fewer parameters | fewer bytes | faster at batch 1 |",
+        "| --- " * 8 + "|",
+    ]
+    for case in dict.fromkeys(record["case"] for record in records):
+        studies = [record for record in records if record["case"] == case]
+        for model in dict.fromkeys(name for study in studies for name in study["models"]):
+            found = [study["models"][model] for study in studies if model in study["models"]]
+            table = pd.DataFrame(found)
+            mean, points = table.mean(numeric_only=True), 100 * table["drop"]
+            before = mean["accuracy"] + mean["drop"]
+            spread = f" ({points.min():.2f} to {points.max():.2f})" if len(found) > 1 else ""
+            lines.append(
+                f"| {case} | {model} | {len(found)} | {before:.2%}, then {mean['accuracy']:.2%} "
+                f"| {points.mean():.2f}{spread} | {1 - mean['params_share']:.1%} | {1 - mean['bytes_share']:.1%} "
+                f"| {mean['speedup_batch1_threads1']:.1f}x |"
+            )
+    return "\n".join(lines)
 
 
 def render(records: list[dict[str, Any]]) -> str:

@@ -81,10 +81,13 @@ def test_a_study_is_not_done_twice_and_gets_its_rows_in_the_table(tmp_path):
     assert (folder / "search").stat().st_mtime_ns == before
 
     text = tmp_path / "README.md"
-    text.write_text("before\n<!-- cases: made by make case-tables -->\nold\n<!-- end of cases -->\nafter\n")
+    marks = "<!-- {}: made by make case-tables -->\nold\n<!-- end of cases -->\n"
+    text.write_text(f"before\n{marks.format('summary of cases')}between\n{marks.format('cases')}after\n")
     run("tables.py", folder / "result.json", "--into", text, folder=tmp_path)
     assert "old" not in text.read_text()
-    assert f"{chosen['params']:,}" in text.read_text()
+    means, every = text.read_text().split("between")
+    assert f"| {1 - chosen['params_share']:.1%} | {1 - chosen['bytes_share']:.1%} |" in means
+    assert f"{chosen['params']:,}" in every
     assert text.read_text().startswith("before")
     assert text.read_text().endswith("after\n")
 
