@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import ray_nascomp as nc
 from ray_nascomp.compression.fold import fold_batch_norm
+from ray_nascomp.compression.made_weights import convolutions_making_weights
 
 
 class Standardised(nn.Conv2d):
@@ -56,3 +57,10 @@ def test_standardised_weights_have_no_bits_and_take_no_norm_in():
     assert costs["size_mb"] == pytest.approx(step.metrics["size_mb"], rel=0.03)
     with pytest.raises(nc.ConfigError, match="first"):
         nc.compress(task, {"quantize": {"method": "ptq", "bits": {"first": 8}}}, epochs=0)
+
+
+def test_a_parametrized_weight_is_made_of_others_at_every_look():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 4, 3), dim=2), nn.ReLU())
+    inputs = torch.randn(2, 3, 8)
+    # Each look makes another tensor, which may lie where the one that was used lay.
+    assert all(convolutions_making_weights(model, inputs) == {"0"} for _ in range(50))
