@@ -2,6 +2,7 @@
 
     python benchmarks/cache.py rates --out benchmarks/results
     python benchmarks/cache.py throughput --trials 16 --out benchmarks/results
+    python benchmarks/cache.py throughput --trials 40 --late-moves 0.8 --out benchmarks/results
 
 `rates`: the share of stages (structure, epochs, exported files) that a trial finds in the cache, trial by trial, for
 each searcher. Nothing is trained: the keys follow from the configs, and the searchers learn from a formula. Of 3

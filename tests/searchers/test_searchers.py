@@ -86,7 +86,6 @@ def test_screening_and_roles_pay():
     assert full > np.mean(unscreened) + 0.02
 
 
-@pytest.mark.slow
 def test_late_moves_try_other_bits_of_what_was_trained():
     def shares(late_moves):
         searcher = EvolutionarySearch(GOAL, size_of, seed=0, late_moves=late_moves)
@@ -102,6 +101,7 @@ def test_late_moves_try_other_bits_of_what_was_trained():
     assert shares(0.0) < 0.2
 
 
+@pytest.mark.slow
 def test_bayesian_search_needs_a_quarter_of_the_trials_of_evolution_without_a_model():
     seeds = range(3)
     evolved = [volume(search(EvolutionarySearch(GOAL, size_of, seed=s, screening=False), 160)) for s in seeds]
@@ -186,7 +186,14 @@ def test_every_suggestion_is_whole_valid_and_new(make):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"aging": True}, {"screening": False, "late_moves": 0.5}, {"cost_model": size_of, "late_moves": 0.5}],
+    [
+        {},
+        {"aging": True},
+        {"screening": False},
+        {"cost_model": size_of},
+        {"late_moves": 0.5},
+        {"screening": False, "late_moves": 0.5},
+    ],
 )
 def test_a_restored_search_goes_on_as_if_never_stopped(options, tmp_path):
     whole = [config for config, _ in search(EvolutionarySearch(GOAL, seed=5, **options), 40)]
