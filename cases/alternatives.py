@@ -25,6 +25,7 @@ from study import Study, best_of
 import ray_nascomp as nc
 from ray_nascomp.builders import gentle_config
 from ray_nascomp.deployment.runtime import make_session, run_session
+from ray_nascomp.pareto import normalised_hypervolume
 from ray_nascomp.searchers import HybridSearch
 from ray_nascomp.tasks.calling import tensors_of
 
@@ -56,10 +57,9 @@ def carry_out_alternatives(study: Study) -> dict[str, Any]:
         # What is made of the original's file takes its inputs.
         test = study.splits.test if name in _OF_THE_ORIGINAL else study.test
         record["models"][name] = compare(original, judge(content, test, counts), test)
+        record["hypervolume"] = hypervolumes(study)
         study.keep(name, content)
         target.write_text(json.dumps(record, indent=1, default=str) + "\n")
-    record["hypervolume"] = hypervolumes(study)
-    target.write_text(json.dumps(record, indent=1, default=str) + "\n")
     return record
 
 
@@ -139,9 +139,8 @@ def in_sequence(study: Study, original: Judged) -> Made:
     start = gentle_config(study.space)
     for number, stage in enumerate(_STAGES):
         fixed = {key: start[key] if key in start and key not in stage else space[key] for key in space}
-        results = _search(
-            study,
-            f"sequence_{number}",
+        results = study.search(
+            _stage_name(number),
             lambda: HybridSearch(study.goal, nc.CostModel(study.task), seed=study.seed),
             {key: _merged(space[key], fixed[key]) for key in space},
             study.budget.trials // len(_STAGES),
@@ -160,8 +159,7 @@ def _merged(domains: Any, values: Any) -> Any:
 
 def with_optuna(study: Study, original: Judged) -> Made:
     """Optuna's sampler (TPE) on the same space; it sees the score that every trial reports."""
-    results = _search(
-        study,
+    results = study.search(
         "optuna",
         lambda: OptunaSearch(metric="score", mode="max", seed=study.seed),
         study.space,
@@ -171,22 +169,31 @@ def with_optuna(study: Study, original: Judged) -> Made:
 
 
 def hypervolumes(study: Study) -> dict[str, float]:
-    """What share of their common box the searches' fronts dominate."""
-    joint = study.search()
-    volumes = {}
-    for name, other in (("sequence", f"sequence_{len(_STAGES) - 1}"), ("optuna", "optuna")):
-        table = joint.compare(nc.Results(study.folder / other, study.goal))
-        volumes[name] = float(table.loc["other", "hypervolume"])
-        volumes[f"joint_beside_{name}"] = float(table.loc["this", "hypervolume"])
-    return volumes
+    """What share of their common box the results within the limits dominate, of each search that is done.
+
+    A search in sequence counts with the results of all its stages.
+    """
+    goal = study.goal
+    searches = {"joint": ["search"], "sequence": [*map(_stage_name, range(len(_STAGES)))], "optuna": ["optuna"]}
+    losses = {
+        name: [
+            goal.losses(trial.metrics)
+            for folder in folders
+            for trial in nc.Results(study.folder / folder, goal).trials
+            if trial.status == "completed" and goal.is_feasible(trial.metrics)
+        ]
+        for name, folders in searches.items()
+        if all(study.is_searched(folder) for folder in folders)
+    }
+    every = np.concatenate([np.reshape(rows, (-1, len(goal.objectives))) for rows in losses.values()])
+    if not len(every):
+        return dict.fromkeys(losses, 0.0)
+    box = every.min(axis=0), every.max(axis=0)
+    return {name: normalised_hypervolume(np.array(rows), *box) if rows else 0.0 for name, rows in losses.items()}
 
 
-def _search(study: Study, name: str, searcher: Callable[[], Any], space: Mapping[str, Any], trials: int) -> nc.Results:
-    done = study.folder / f"{name}.done"
-    if not done.exists():
-        study.run(study.tuner(name, searcher, space, trials))
-        done.touch()
-    return nc.Results(study.folder / name, study.goal)
+def _stage_name(number: int) -> str:
+    return f"sequence_{number}"
 
 
 def _chosen(study: Study, results: nc.Results, prefix: str) -> Made:

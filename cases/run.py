@@ -62,7 +62,7 @@ def carry_out(study: Study) -> dict[str, Any]:
     start = time.monotonic()
     network = study.original
     say(start, f"an original of {sum(parameter.numel() for parameter in network.parameters()):,} parameters")
-    results = study.search()
+    results = study.joint_search()
     results.report(study.folder / "report.html")
     say(start, f"{results}")
     name, metrics = study.choose(results)

@@ -301,20 +301,30 @@ class Study:
         first = self.case.first(self.task) if self.case.first is not None else None
         return HybridSearch(self.goal, nc.CostModel(self.task), seed=self.seed, points_to_evaluate=first)
 
-    def search(self) -> nc.Results:
-        """The joint search."""
-        done = self.folder / "search.done"
-        if not done.exists():
-            self.run(
-                self.tuner(
-                    "search",
-                    self.searcher,
-                    self.space,
-                    self.budget.trials,
-                )
-            )
-            done.touch()
-        return nc.Results(self.folder / "search", self.goal)
+    def joint_search(self) -> nc.Results:
+        """The search of all at once."""
+        return self.search("search", self.searcher, self.space, self.budget.trials)
+
+    def search(self, name: str, searcher: Callable[[], Any], space: Mapping[str, Any], trials: int) -> nc.Results:
+        """A search to its end; one that is done already is read.
+
+        Args:
+            name: The name of its folder.
+            searcher: Function without arguments that makes the searcher.
+            space: What to search.
+            trials: Number of trials.
+        """
+        if not self.is_searched(name):
+            self.run(self.tuner(name, searcher, space, trials))
+            self._mark(name).touch()
+        return nc.Results(self.folder / name, self.goal)
+
+    def is_searched(self, name: str) -> bool:
+        """Whether a search is done."""
+        return self._mark(name).exists()
+
+    def _mark(self, name: str) -> Path:
+        return self.folder / f"{name}.done"
 
     def run(self, tuner: tune.Tuner) -> None:
         """Runs a search to its end."""
@@ -389,7 +399,7 @@ class Study:
 
 
 def best_of(results: nc.Results, count: int) -> list[Any]:
-    """The most accurate completed trials, those within the limits first."""
+    """The most accurate completed trials within the limits; then those that are least beyond them."""
     completed = [trial for trial in results.trials if trial.status == "completed"]
-    completed.sort(key=lambda trial: (not results.goal.is_feasible(trial.metrics), -trial.metrics["accuracy"]))
+    completed.sort(key=lambda trial: (results.goal.violation(trial.metrics), -trial.metrics["accuracy"]))
     return completed[:count]
