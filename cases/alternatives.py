@@ -143,7 +143,7 @@ def in_sequence(study: Study, original: Judged) -> Made:
             _stage_name(number),
             lambda: HybridSearch(study.goal, nc.CostModel(study.task), seed=study.seed),
             {key: _merged(space[key], fixed[key]) for key in space},
-            study.budget.trials // len(_STAGES),
+            max(1, study.budget.trials // len(_STAGES)),
         )
         (best,) = best_of(results, 1)
         start = {**start, **{key: best.config[key] for key in stage if key in best.config}}
