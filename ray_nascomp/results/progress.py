@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ray_nascomp.pipeline import Step
 
 _FEWEST_FOR_ESTIMATE = 4
+_TRAINING = "training the chosen model"
 
 
 class Progress:
@@ -115,7 +116,8 @@ def duration(seconds: float) -> str:
 def tracked(steps: Iterable[Step], count: int, metric: str) -> Iterator[Step]:
     """Steps of a run, with a bar that shows how far it is and how good the model is.
 
-    The bar is on stderr; in a notebook it is a line in the cell's output.
+    The bar is on stderr, a line for each step where that is no terminal; in a notebook it is a
+    line in the cell's output.
 
     Args:
         steps: The steps.
@@ -125,7 +127,15 @@ def tracked(steps: Iterable[Step], count: int, metric: str) -> Iterator[Step]:
     console = Console(stderr=True, highlight=False)
     if console.is_jupyter:
         yield from _tracked_in_notebook(steps, count, metric)
-        return
+    elif console.is_terminal:
+        yield from _tracked_in_terminal(steps, count, metric, console)
+    else:
+        for number, step in enumerate(steps):
+            console.print(_line(number, count, step, metric), soft_wrap=True)
+            yield step
+
+
+def _tracked_in_terminal(steps: Iterable[Step], count: int, metric: str, console: Console) -> Iterator[Step]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -133,7 +143,7 @@ def tracked(steps: Iterable[Step], count: int, metric: str) -> Iterator[Step]:
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Bar(*columns, console=console) as bar:
-        shown = bar.add_task("training the chosen model", total=count - 1, quality="")
+        shown = bar.add_task(_TRAINING, total=count - 1, quality="")
         for number, step in enumerate(steps):
             bar.update(shown, completed=number, quality=f"{metric} {step.metrics[metric]:.4g}")
             yield step
@@ -144,9 +154,13 @@ def _tracked_in_notebook(steps: Iterable[Step], count: int, metric: str) -> Iter
 
     cell: Any = None
     for number, step in enumerate(steps):
-        line = Text(f"training the chosen model: epoch {number}/{count - 1}  {metric} {step.metrics[metric]:.4g}")
+        line = _line(number, count, step, metric)
         if cell is None:
             cell = display(line, display_id=True)
         else:
             cell.update(line)
         yield step
+
+
+def _line(number: int, count: int, step: Step, metric: str) -> Text:
+    return Text(f"{_TRAINING}: epoch {number}/{count - 1}  {metric} {step.metrics[metric]:.4g}")

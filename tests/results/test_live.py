@@ -91,11 +91,14 @@ def test_the_hypervolume_so_far_is_drawn_in_todays_box():
     assert len(progress.curve(points=2)) == 2
 
 
-def test_a_long_training_shows_how_far_it_is(capsys):
+@pytest.mark.parametrize("terminal", ["0", "1"])
+def test_a_long_training_shows_how_far_it_is(capsys, monkeypatch, terminal):
+    monkeypatch.setenv("TTY_COMPATIBLE", terminal)
     steps = [SimpleNamespace(metrics={"accuracy": value}) for value in (0.5, 0.75)]
     assert list(tracked(steps, 2, "accuracy")) == steps
     shown = capsys.readouterr()
     assert "epoch 1/1  accuracy 0.75" in shown.err
+    assert ("epoch 0/1  accuracy 0.5\n" in shown.err) == (terminal == "0")
     assert shown.out == ""
 
 
