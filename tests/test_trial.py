@@ -64,7 +64,8 @@ def test_our_searcher_and_scheduler_end_with_a_model_on_disk(ray_session, digits
     refined = best.refine(5, folder=tmp_path / "refined")
     assert results.goal.is_feasible(refined.metrics)
     assert refined.metrics["accuracy"] >= best.metrics["accuracy"]
-    poor = replace(best, metrics={**best.metrics, "accuracy": 0.0, "accuracy_drop": 1.0})
+    # As if it had been stopped after an epoch: its learning rate was that of four all the same.
+    poor = replace(best, metrics={**best.metrics, "accuracy": 0.0, "accuracy_drop": 1.0, "epoch": 1})
     longer = poor.refine(8, folder=tmp_path / "longer")
     assert longer.metrics["epoch"] == 8
     assert longer.config["finetune"]["lr"] == pytest.approx(best.config["finetune"]["lr"] * 2**-0.32)

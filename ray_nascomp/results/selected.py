@@ -173,7 +173,9 @@ class SelectedModel:
             raise ConfigError(f"epochs: {epochs!r} was given, 1 or more is allowed")
         task = self._task(task)
         target = Path(folder or tempfile.mkdtemp(prefix="ray-nascomp-refined-"))
-        config = with_longer_training(self.config, epochs / (self.metrics.get("epoch") or epochs))
+        # One that was stopped early had the learning rate of the epochs that it was meant to have.
+        planned = _manifest_of(self.folder, self.filesystem).get("epochs") or self.metrics.get("epoch")
+        config = with_longer_training(self.config, epochs / (planned or epochs))
         steps = compress_steps(task, config, epochs, self.goal)
         *_, step = tracked(steps, epochs + 1, task.metric) if progress else steps
         if self.metrics.get("final") and self._is_better(step.metrics, task):
@@ -239,11 +241,17 @@ class SelectedModel:
 
 def layers_of(folder: str | None, filesystem: pyarrow.fs.FileSystem) -> list[dict[str, Any]]:
     """The layer table of a checkpoint's manifest; empty if there is none that can be read."""
+    layers = _manifest_of(folder, filesystem).get("layers", [])
+    return layers if isinstance(layers, list) else []
+
+
+def _manifest_of(folder: str | None, filesystem: pyarrow.fs.FileSystem) -> dict[str, Any]:
+    """A checkpoint's manifest; empty if there is none that can be read."""
     if folder is None:
-        return []
+        return {}
     try:
         with filesystem.open_input_stream(f"{folder}/{_MANIFEST_FILE}") as stream:
-            layers = json.loads(stream.read()).get("layers", [])
-    except (OSError, ValueError, AttributeError):
-        return []
-    return layers if isinstance(layers, list) else []
+            manifest = json.loads(stream.read())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
