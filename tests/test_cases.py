@@ -26,7 +26,7 @@ def run(script: str, *arguments: str | Path, folder: Path) -> str:
         [sys.executable, str(CASES / script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1700,
         cwd=folder,
         env={**os.environ, "HOME": str(folder)},
         check=False,
@@ -35,9 +35,9 @@ def run(script: str, *arguments: str | Path, folder: Path) -> str:
     return done.stdout
 
 
-def quick_study(case: str, folder: Path) -> tuple[Path, dict]:
+def quick_study(case: str, folder: Path, *options: str) -> tuple[Path, dict]:
     """Where a quick study is, and its figures."""
-    run("run.py", case, "--quick", "--data", DATA[case], "--output", folder / "out", folder=folder)
+    run("run.py", case, "--quick", "--data", DATA[case], "--output", folder / "out", *options, folder=folder)
     study = folder / "out" / f"{case}_quick" / "seed0"
     return study, json.loads((study / "result.json").read_text())
 
@@ -90,6 +90,20 @@ def test_a_study_is_not_done_twice_and_gets_its_rows_in_the_table(tmp_path):
     assert f"{chosen['params']:,}" in every
     assert text.read_text().startswith("before")
     assert text.read_text().endswith("after\n")
+
+
+@pytest.mark.minutes
+@pytest.mark.timeout(1800)
+def test_what_one_would_do_instead_is_put_beside_it(tmp_path):
+    if not DATA["speech"].exists():
+        pytest.skip(f"{DATA['speech']} is not there; docs/cases.md says where the data come from")
+    _, record = quick_study("speech", tmp_path, "--full")
+    others = {"uniform pruning, then int8", "NNI's AGP, then PTQ", "search in sequence", "Optuna's TPE, same space"}
+    assert others | {"ray-nascomp", "ONNX Runtime's static int8"} <= record["models"].keys()
+    for name in others:
+        assert record["models"][name]["bytes_share"] < 0.5
+    assert record["hypervolume"].keys() == {"joint", "sequence", "optuna"}
+    assert all(0 <= share <= 1 for share in record["hypervolume"].values())
 
 
 def test_copies_of_sentences_have_some_tokens_of_others_between_their_own_ends(monkeypatch):
