@@ -119,7 +119,10 @@ def main() -> None:
     )
     costs, domains = nc.CostModel(task), nc.compression_space(task)
     space = Space(domains)
-    record: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items() if k != "out"}, "runs": []}
+    record: dict[str, Any] = {
+        "arguments": {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "sentences")},
+        "runs": [],
+    }
     for seed in range(arguments.seeds):
         rng = np.random.default_rng(seed)
         configs = [space.sample(rng) for _ in range(arguments.population)]
