@@ -1,6 +1,6 @@
 """The tables of case studies, from the raw results: `python tables.py RESULT.json... --into README.md docs/cases.md`.
 
-A text gets what it has marks for: the summary, the mean of all seeds, or each seed's figures.
+A text gets what it has marks for: the summary, the mean of all seeds; each seed's figures; the searches' hypervolumes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pandas as pd
 
 SUMMARY = "<!-- summary of cases: made by make case-tables -->"
 ALL = "<!-- cases: made by make case-tables -->"
+SEARCHES = "<!-- searches of cases: made by make case-tables -->"
 END = "<!-- end of cases -->"
 
 
@@ -24,11 +25,11 @@ def main() -> None:
     parser.add_argument("--into", type=Path, nargs="+", required=True, help="texts that get a table between its marks")
     arguments = parser.parse_args()
     records = [json.loads(path.read_text()) for path in arguments.results]
-    tables = {SUMMARY: summary(records), ALL: render(records)}
+    tables = {SUMMARY: summary(records), ALL: render(records), SEARCHES: searches(records)}
     for target in arguments.into:
         text = target.read_text()
         if END not in text or not any(begin in text for begin in tables):
-            parser.error(f"--into: {target} lacks the line {END}, and {SUMMARY} or {ALL} before it")
+            parser.error(f"--into: {target} lacks the line {END}, and one of these before it: {', '.join(tables)}")
         for begin, table in tables.items():
             pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(END)}", re.DOTALL)
             text = pattern.sub(f"{begin}\n\n{table}\n\n{END}", text)
@@ -78,6 +79,21 @@ def render(records: list[dict[str, Any]]) -> str:
         lines.append(_row(case, "the original in torch", original, "torch_ms", None))
         lines.append(_row(case, "the original in ONNX Runtime", original, "ms", None))
         lines += [_row(case, name, model, "ms", original) for name, model in record["models"].items()]
+    return "\n".join(lines)
+
+
+def searches(records: list[dict[str, Any]]) -> str:
+    """What share of their common box the searches' fronts dominate as a table in Markdown.
+
+    Args:
+        records: What `run.py` has written, one of each case and seed; those with one search alone are left out.
+    """
+    lines = ["| case | joint | in sequence | Optuna's TPE |", "| --- " * 4 + "|"]
+    for record in records:
+        volumes = record.get("hypervolume", {})
+        if len(volumes) > 1:
+            cells = (f"{volumes[name]:.3f}" if name in volumes else "" for name in ("joint", "sequence", "optuna"))
+            lines.append(f"| {record['case']}, seed {record['seed']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -82,9 +82,13 @@ def test_a_study_is_not_done_twice_and_gets_its_rows_in_the_table(tmp_path):
 
     text = tmp_path / "README.md"
     marks = "<!-- {}: made by make case-tables -->\nold\n<!-- end of cases -->\n"
-    text.write_text(f"before\n{marks.format('summary of cases')}between\n{marks.format('cases')}after\n")
+    summary, every, searches = (marks.format(name) for name in ("summary of cases", "cases", "searches of cases"))
+    text.write_text(f"before\n{summary}between\n{every}{searches}after\n")
+    first["hypervolume"] = {"joint": 0.75, "sequence": 0.5}
+    (folder / "result.json").write_text(json.dumps(first))
     run("tables.py", folder / "result.json", "--into", text, folder=tmp_path)
     assert "old" not in text.read_text()
+    assert "| speech, seed 0 | 0.750 | 0.500 |  |" in text.read_text()
     means, every = text.read_text().split("between")
     assert f"| {1 - chosen['params_share']:.1%} | {1 - chosen['bytes_share']:.1%} |" in means
     assert f"{chosen['params']:,}" in every
