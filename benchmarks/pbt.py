@@ -63,9 +63,8 @@ class Member:
         assert self.run is not None
         path = self.folder / self.trial_id / f"checkpoint_{self.last_result['training_iteration']}"
         self.run.save(path)
-        self.run_metadata.checkpoint_manager.latest_checkpoint_result = SimpleNamespace(
-            metrics=dict(self.last_result), checkpoint=SimpleNamespace(path=str(path))
-        )
+        saved = SimpleNamespace(metrics=dict(self.last_result), checkpoint=SimpleNamespace(path=str(path)))
+        self.run_metadata.checkpoint_manager.best_checkpoint_results.append(saved)
 
 
 def search(

@@ -7,6 +7,7 @@ in progressive shrinking (Cai et al. 2020, arXiv 1908.09791).
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from ray_nascomp.schedulers.compression_steps import contains, smaller, with_tra
 from ray_nascomp.schedulers.past import keep_reports, past_results
 from ray_nascomp.schedulers.rungs import most_promising
 from ray_nascomp.space import Space
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -79,12 +82,22 @@ class CompressionPBTScheduler(FIFOScheduler):
             raise ConfigError(f"goal: {goal!r} was given, a ray_nascomp.Goal is allowed")
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise ConfigError(f"interval: {interval!r} was given, a whole number of 1 or more is allowed")
-        if max_t is not None and not max_t >= 1:
+        if max_t is not None and not as_float(max_t) >= 1:
             raise ConfigError(f"max_t: {max_t!r} was given, a number of 1 or more, or None, is allowed")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ConfigError(f"seed: {seed!r} was given, a whole number of 0 or more is allowed")
+        if not isinstance(space, Mapping):
+            raise ConfigError(f"space: {space!r} was given, the param_space of the search is allowed")
         self.goal = goal
         # The first report comes before the first epoch.
         self._last = math.inf if max_t is None else 1 + (max_t - 1) / 2
+        if interval > self._last:
+            raise ConfigError(
+                f"interval: {interval!r} was given; with max_t={max_t!r} comparisons end after {self._last:g} reports"
+            )
         self._space = Space(space)
+        if not self._space.dimensions:
+            raise ConfigError(f"space: {space!r} was given, in which there is nothing to choose")
         self._interval = interval
         self._seed = seed
         self._time_attr = time_attr
@@ -93,6 +106,7 @@ class CompressionPBTScheduler(FIFOScheduler):
         # Trials that have paused at a milestone and have not been judged yet.
         self._waiting: dict[str, int] = {}
         self._continued = 0
+        self._warned: set[str] = set()
 
     @property
     def metric(self) -> None:
@@ -148,8 +162,12 @@ class CompressionPBTScheduler(FIFOScheduler):
             return None
         for trial in paused:
             waiting = self._waiting.get(trial.trial_id)
-            if waiting is not None:
-                self._population[waiting][trial.trial_id].checkpoint = self._saved(trial).get(waiting)
+            if waiting is None:
+                continue
+            saved = self._saved(trial).get(waiting)
+            self._population[waiting][trial.trial_id].checkpoint = saved
+            if saved is None:
+                self._warn_once("a trial has saved nothing at its pause: it starts over, and no other goes on from it")
         trial = min(paused, key=lambda trial: self._waiting.get(trial.trial_id, 0))
         milestone = self._waiting.pop(trial.trial_id, None)
         if milestone is not None:
@@ -162,8 +180,15 @@ class CompressionPBTScheduler(FIFOScheduler):
         seen = ", ".join(f"{milestone}: {len(members)}" for milestone, members in sorted(self._population.items()))
         return f"CompressionPBT: {self._continued} went on from others' weights; trials seen at each milestone: {seen}"
 
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning("CompressionPBTScheduler: %s", text)
+
     def _milestone(self, result: Mapping[str, Any]) -> int | None:
         time = as_float(result.get(self._time_attr))
+        if math.isnan(time):
+            self._warn_once(f"time_attr: {self._time_attr!r} is no number in a report, so that it is not compared")
         return int(time) if 0 < time <= self._last and time % self._interval == 0 else None
 
     def _enter(self, trial: Trial, result: Mapping[str, Any]) -> int | None:
@@ -202,6 +227,9 @@ class CompressionPBTScheduler(FIFOScheduler):
     def _judge(self, tune_controller: Any, trial: Trial, milestone: int) -> None:
         """Gives a loser another config, which names the winner's checkpoint."""
         members = self._population[milestone]
+        for other in tune_controller.get_trials():
+            if other.trial_id in members:  # What num_to_keep has deleted since is no one's to go on from.
+                members[other.trial_id].checkpoint = self._saved(other).get(milestone)
         losses = np.array([member.losses for member in members.values()], dtype=float)
         order = most_promising(losses, np.array([member.violation for member in members.values()]))
         names = list(members)

@@ -53,13 +53,13 @@ class FeasibilityScheduler(FIFOScheduler):
         super().__init__()
         if not isinstance(goal, Goal) or not goal.constraints:
             raise ConfigError(f"goal: {goal!r} was given, a ray_nascomp.Goal with constraints is allowed")
-        if not max_t > 0:
+        if not as_float(max_t) > 0:
             raise ConfigError(f"max_t: {max_t!r} was given, a positive number is allowed")
         if scheduler is not None and not isinstance(scheduler, TrialScheduler):
             raise ConfigError(f"scheduler: {scheduler!r} was given, a Tune scheduler is allowed")
-        if not grace_period >= 2:
+        if not as_float(grace_period) >= 2:
             raise ConfigError(f"grace_period: {grace_period!r} was given, 2 or more is allowed")
-        if not 0.5 < confidence < 1:
+        if not 0.5 < as_float(confidence) < 1:
             raise ConfigError(f"confidence: {confidence!r} was given, above 0.5 and below 1 is allowed")
         self.goal = goal
         self._max_t = max_t

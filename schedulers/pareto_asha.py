@@ -63,11 +63,13 @@ class ParetoASHAScheduler(FIFOScheduler):
         super().__init__()
         if not isinstance(goal, Goal):
             raise ConfigError(f"goal: {goal!r} was given, a ray_nascomp.Goal is allowed")
+        if not as_float(max_t) > 0:
+            raise ConfigError(f"max_t: {max_t!r} was given, a positive number is allowed")
         if grace_period is None:
             grace_period = min(_GRACE_PERIOD, max_t)
-        if not 0 < grace_period <= max_t:
+        if not 0 < as_float(grace_period) <= max_t:
             raise ConfigError(f"grace_period: {grace_period!r} was given, more than 0 and up to max_t={max_t!r}")
-        if not reduction_factor > 1:
+        if not as_float(reduction_factor) > 1:
             raise ConfigError(f"reduction_factor: {reduction_factor!r} was given, a number above 1 is allowed")
         if cost_model is not None and not callable(cost_model):
             raise ConfigError(f"cost_model: {cost_model!r} was given, a function config -> metrics is allowed")

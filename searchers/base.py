@@ -72,6 +72,8 @@ class GoalSearcher(SavedSearcher):
             raise ConfigError(f"goal: {goal!r} was given, a ray_nascomp.Goal is allowed")
         if cost_model is not None and not callable(cost_model):
             raise ConfigError(f"cost_model: {cost_model!r} was given, a function config -> metrics is allowed")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
+            raise ConfigError(f"seed: {seed!r} was given, a whole number of 0 or more, or None, is allowed")
         self.goal = goal
         self.cost_model = cost_model
         self.rng = np.random.default_rng(seed)

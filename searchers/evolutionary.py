@@ -10,6 +10,7 @@ promising have children of their own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.goals import Goal
+from ray_nascomp.goals import Goal, as_float
 from ray_nascomp.observations import Observation
 from ray_nascomp.searchers import survival as survivals
 from ray_nascomp.searchers.base import GoalSearcher
@@ -29,6 +30,9 @@ from ray_nascomp.searchers.process import ProcessSurrogate, Shape
 from ray_nascomp.searchers.process_shape import choose_shapes
 from ray_nascomp.searchers.scaling import UnitScale, tabulated
 from ray_nascomp.searchers.screening import Screen, judged
+from ray_nascomp.space import Role
+
+logger = logging.getLogger(__name__)
 
 _CHILDREN = 16
 # Rounds in which the most promising have children, at most: how many is drawn, so that not all are spent
@@ -90,7 +94,7 @@ class EvolutionarySearch(GoalSearcher):
             raise ConfigError(f"initial: {initial!r} was given, 2 or more is allowed")
         if survival not in ("nsga2", "nsga3"):
             raise ConfigError.unknown("survival", survival, ("nsga2", "nsga3"))
-        if not 0 <= late_moves < 1:
+        if not 0 <= as_float(late_moves) < 1:
             raise ConfigError(f"late_moves: {late_moves!r} was given, a share from 0 up to but not 1 is allowed")
         if survival == "nsga3" and find_spec("pymoo") is None:
             raise ConfigError("survival='nsga3': pymoo is not installed; pip install 'ray-nascomp[nsga3]'")
@@ -111,6 +115,8 @@ class EvolutionarySearch(GoalSearcher):
     @cached_property
     def variation(self) -> Variation:
         """The operators of the space."""
+        if self._late_moves and not any(d.role is Role.BITS for d in self.space.dimensions):
+            logger.warning("late_moves: %r was given, but the space offers no choice of bits", self._late_moves)
         return Variation(self.space.dimensions, self._role_aware)
 
     def propose(self) -> dict[str, Any]:

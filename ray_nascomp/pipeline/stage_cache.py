@@ -25,7 +25,7 @@ from ray_nascomp.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 DEFAULT_BYTES = 10_000_000_000
-_ENTRY, _MARK, _PARTIAL = ".safetensors", ".used", ".partial"
+_ENTRY, _MARK, _PARTIAL = ".stage", ".stage-used", ".stage-partial"
 _STALE_SECONDS = 3600.0
 """Age from which an unfinished file is one that its writer has left behind."""
 _KEPT_SHARE, _CHECKED_SHARE = 0.9, 0.05
@@ -61,6 +61,8 @@ class StageCache:
     """
 
     def __init__(self, location: str | Path, max_bytes: int = DEFAULT_BYTES) -> None:
+        if not isinstance(location, (str, Path)) or not str(location):
+            raise ConfigError(f"cache: {location!r} was given; a folder that can be written, or its URI, is allowed")
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes <= 0:
             raise ConfigError(f"max_bytes: {max_bytes!r} was given, a positive whole number is allowed")
         text = str(location)

@@ -70,8 +70,16 @@ def read_experiment(path: str, filesystem: pyarrow.fs.FileSystem) -> list[TrialR
                 records.append(record)
     if not records:
         raise ConfigError(f"{path} holds no trial: none of its folders has a params.json")
-    records = _without_lost(records, statuses)
-    return sorted(records, key=lambda r: (r.metrics.get("timestamp", 0) - r.metrics.get("time_total_s", 0), r.trial_id))
+    places = {trial_id: place for place, trial_id in enumerate(statuses)}  # Tune lists them as they began.
+    return sorted(
+        _without_lost(records, statuses), key=lambda r: (places.get(r.trial_id, len(places)), _start(r), r.trial_id)
+    )
+
+
+def _start(record: TrialRecord) -> float:
+    """When a trial began, by its first report; 0 without one."""
+    first = record.rows[0] if record.rows else {}
+    return float(first.get("timestamp", 0) - first.get("time_total_s", 0))
 
 
 def judged(trial: TrialRecord, goal: Goal) -> TrialRecord:

@@ -299,7 +299,8 @@ class Results:
         if not completed:
             statuses = pd.Series([trial.status for trial in self.trials]).value_counts().to_dict()
             hint = (
-                "; a trial is complete after epochs + 1 reports, so a scheduler's max_t has to be at least that"
+                "; a trial is complete after epochs + 1 reports, so a scheduler's max_t has to be at least that, and"
+                " what FeasibilityScheduler ends does not promise to fulfil the constraints"
                 if "stopped" in statuses
                 else ""
             )

@@ -39,7 +39,7 @@ def test_entries_come_back_and_damaged_ones_are_removed(tmp_path, caplog):
     assert torch.equal(entry.tensors["a"], tensors(2.0)["a"])
     assert entry.facts == {"removed": {"g": [1, 2]}}
     assert cache.read("other") is None
-    file = tmp_path / "one.safetensors"
+    file = tmp_path / "one.stage"
     content = bytearray(file.read_bytes())
     content[-5] ^= 1  # One bit of one weight.
     for damaged in (bytes(content), bytes(content[:50]), b""):
@@ -53,20 +53,20 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
     cache = StageCache(tmp_path, max_bytes=21_500)
     for number, key in enumerate("abcde"):
         cache.write(key, tensors(), {})
-        os.utime(tmp_path / f"{key}.safetensors", (number, number))
+        os.utime(tmp_path / f"{key}.stage", (number, number))
     assert cache.read("a") is not None
     cache.write("f", tensors(), {})
-    assert {path.stem for path in tmp_path.glob("*.safetensors")} == {"a", "d", "e", "f"}
+    assert {path.stem for path in tmp_path.glob("*.stage")} == {"a", "d", "e", "f"}
     assert cache.size <= 21_500
 
 
 def test_an_entry_larger_than_all_is_not_kept_and_left_behind_files_go(tmp_path):
     cache = StageCache(tmp_path, max_bytes=5000)
-    (tmp_path / "dead.partial").write_bytes(b"x")
-    os.utime(tmp_path / "dead.partial", (0, 0))
+    (tmp_path / "dead.stage-partial").write_bytes(b"x")
+    os.utime(tmp_path / "dead.stage-partial", (0, 0))
     cache.write("large", tensors(count=5000), {})
     cache.write("small", tensors(), {})
-    assert {path.name for path in tmp_path.iterdir()} == {"small.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"small.stage"}
 
 
 def test_writers_and_readers_at_once_see_whole_entries(tmp_path):
@@ -87,10 +87,24 @@ def test_writers_and_readers_at_once_see_whole_entries(tmp_path):
         thread.join()
     assert len(seen) > 20
     assert all(seen)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.stage-partial"))
 
 
-@pytest.mark.parametrize("arguments", [{"max_bytes": 0}, {"location": "nosuchscheme://x"}])
+def test_files_of_others_are_left_alone(tmp_path):
+    others = [tmp_path / name for name in ("model.safetensors", "download.partial", "notes.used")]
+    for other in others:
+        other.write_bytes(b"x" * 9000)
+        os.utime(other, (0, 0))
+    cache = StageCache(tmp_path, max_bytes=9000)
+    for key in "abcd":
+        cache.write(key, tensors(), {})
+    assert 0 < cache.size <= 9000
+    assert all(other.exists() for other in others)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"max_bytes": 0}, {"location": "nosuchscheme://x"}, {"location": ""}, {"location": 3}]
+)
 def test_mistakes_are_named(tmp_path, arguments):
     with pytest.raises(ConfigError, match=r"max_bytes|cache"):
         StageCache(**{"location": tmp_path, **arguments})

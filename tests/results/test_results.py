@@ -66,6 +66,15 @@ def test_a_folder_tells_how_each_trial_ended(folder):
     assert "RuntimeError" in table.loc["broken", "error"]
 
 
+def test_trials_stand_in_the_order_of_their_start(folder):
+    # By their first reports: at 97, 99 (three of them), 101, 102, 103, 104 seconds; one has none.
+    names = [trial.trial_id for trial in nc.Results(folder).trials]
+    assert names == ["broken", "good", "impossible", "running", "dominated", "cheap", "violates", "nan"]
+    listed = [[json.dumps({"trial_id": name, "status": "TERMINATED"}), ""] for name in ("nan", "good")]
+    (folder / "experiment_state-1.json").write_text(json.dumps({"trial_data": listed}))
+    assert [trial.trial_id for trial in nc.Results(folder).trials][:2] == ["nan", "good"]
+
+
 def test_the_front_is_feasible_and_non_dominated(folder):
     results = nc.Results(str(folder))
     assert results.pareto_front()["trial_id"].tolist() == ["good", "cheap"]

@@ -58,9 +58,9 @@ class Search:
         if decision == TrialScheduler.PAUSE:
             trial.status = Trial.PAUSED
             checkpoint = SimpleNamespace(path=f"/runs/x/{trial.trial_id}/checkpoint_{time:06}")
-            trial.run_metadata.checkpoint_manager.latest_checkpoint_result = SimpleNamespace(
-                metrics=result, checkpoint=checkpoint
-            )
+            saved = SimpleNamespace(metrics=result, checkpoint=checkpoint)
+            trial.run_metadata.checkpoint_manager.best_checkpoint_results.append(saved)
+            trial.run_metadata.checkpoint_manager.latest_checkpoint_result = saved
         return decision
 
     def go_on(self):
@@ -152,10 +152,46 @@ def test_two_equal_populations_become_the_same():
     assert other[:3] == configs[0][:3]
 
 
-@pytest.mark.parametrize("arguments", [{"goal": "accuracy"}, {"interval": 0}, {"max_t": 0}, {"interval": 1.5}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"goal": "accuracy"},
+        {"interval": 0},
+        {"interval": 1.5},
+        {"interval": 6, "max_t": 9},
+        {"max_t": 0},
+        {"max_t": "9"},
+        {"seed": "x"},
+        {"seed": -1},
+        {"space": None},
+        {"space": {}},
+    ],
+)
 def test_mistakes_are_named(arguments):
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         CompressionPBTScheduler(**{"goal": GOAL, "space": SPACE, **arguments})
+
+
+def test_a_checkpoint_that_was_deleted_is_no_ones_to_go_on_from(caplog):
+    search = Search(CompressionPBTScheduler(GOAL, SPACE, interval=2))
+    best = search.add("best", 0.1)
+    search.report(best, 2, 0.9, 1.0)
+    search.go_on()
+    search.report(best, 4, 0.9, 1.0)
+    search.report(search.add("worst", 0.1), 2, 0.1, 9.0)
+    best.run_metadata.checkpoint_manager.best_checkpoint_results.pop(0)
+    assert CONTINUE_FROM not in search.go_on().config
+    silent = search.add("silent", 0.1)
+    search.report(silent, 2, 0.2, 9.0)
+    silent.run_metadata.checkpoint_manager = SimpleNamespace(best_checkpoint_results=[], latest_checkpoint_result=None)
+    search.go_on()
+    assert "saved nothing" in caplog.text
+
+
+def test_a_measure_of_progress_that_is_not_reported_is_named(caplog):
+    search = Search(CompressionPBTScheduler(GOAL, SPACE, time_attr="epochs"))
+    assert search.report(search.add("t", 0.1), 2, 0.5, 1.0) == TrialScheduler.CONTINUE
+    assert "'epochs'" in caplog.text
 
 
 def test_it_is_made_by_name():

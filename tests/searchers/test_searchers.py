@@ -326,6 +326,8 @@ def test_the_goal_stays_what_it_is_and_the_space_is_set_once():
         (lambda: EvolutionarySearch(GOAL, population_size=1), "population_size: 1"),
         (lambda: EvolutionarySearch(GOAL, initial=0), "initial: 0"),
         (lambda: EvolutionarySearch(GOAL, late_moves=1.0), "late_moves: 1.0"),
+        (lambda: EvolutionarySearch(GOAL, late_moves="0.5"), "late_moves: '0.5'"),
+        (lambda: EvolutionarySearch(GOAL, seed="a"), "seed: 'a'"),
         (lambda: BayesianSearch(GOAL, initial=2), "initial: 2"),
         (lambda: HybridSearch(GOAL, members=[EvolutionarySearch]), "members: 1"),
         (lambda: EvolutionarySearch(GOAL, warm_start=[1]), "warm_start"),
