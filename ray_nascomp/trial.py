@@ -54,7 +54,7 @@ def compression_trainable(
             already; a `StageCache` for one of another size than 10 GB. None keeps no stages.
 
     Raises:
-        ConfigError: If `epochs` is negative, or the goal looks at a metric that is not reported.
+        ConfigError: If an argument is not allowed, or the goal looks at a metric that is not reported.
         UntraceableModelError: If the task's model does not run on its own inputs.
     """
     from ray_nascomp.costs import CostModel
@@ -64,6 +64,10 @@ def compression_trainable(
     from ray_nascomp.pipeline.stage_cache import StageCache
     from ray_nascomp.tasks.transport import pack
 
+    if not isinstance(task, Task):
+        raise ConfigError(f"task: a {type(task).__name__} was given, a ray_nascomp.Task is allowed")
+    if not isinstance(goal, Goal):
+        raise ConfigError(f"goal: {goal!r} was given, a ray_nascomp.Goal is allowed")
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
         raise ConfigError(f"epochs: {epochs!r} was given, a whole number of 0 or more is allowed")
     goal.check_reported(reported_metrics(task))

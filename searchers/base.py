@@ -74,6 +74,11 @@ class GoalSearcher(SavedSearcher):
             raise ConfigError(f"cost_model: {cost_model!r} was given, a function config -> metrics is allowed")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
             raise ConfigError(f"seed: {seed!r} was given, a whole number of 0 or more, or None, is allowed")
+        if points_to_evaluate is not None and (
+            isinstance(points_to_evaluate, Mapping)
+            or not all(isinstance(point, Mapping) for point in points_to_evaluate)
+        ):
+            raise ConfigError(f"points_to_evaluate: {points_to_evaluate!r} was given, a list of configs is allowed")
         self.goal = goal
         self.cost_model = cost_model
         self.rng = np.random.default_rng(seed)

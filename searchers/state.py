@@ -63,6 +63,8 @@ def read_observations(source: Any) -> list[Observation]:
     if source is None:
         return []
     if isinstance(source, (str, Path)):
+        if not Path(source).is_file():
+            raise ConfigError(f"warm_start: {str(source)!r} was given, the path of a state file is allowed")
         return read_state(source)[1]
     if hasattr(source, "observations"):
         found = source.observations

@@ -35,6 +35,10 @@ def test_a_goal_on_a_metric_that_is_not_reported_is_refused_before_any_trial(dig
         nc.compression_trainable(digits_task, nc.Goal([nc.Objective("f1")]))
     with pytest.raises(ConfigError, match="epochs"):
         nc.compression_trainable(digits_task, GOAL, epochs=-1)
+    with pytest.raises(ConfigError, match="task: a ResidualNet was given"):
+        nc.compression_trainable(digits_task.model, GOAL)
+    with pytest.raises(ConfigError, match="goal: 'accuracy'"):
+        nc.compression_trainable(digits_task, "accuracy")
 
 
 @pytest.mark.slow

@@ -331,6 +331,8 @@ def test_the_goal_stays_what_it_is_and_the_space_is_set_once():
         (lambda: BayesianSearch(GOAL, initial=2), "initial: 2"),
         (lambda: HybridSearch(GOAL, members=[EvolutionarySearch]), "members: 1"),
         (lambda: EvolutionarySearch(GOAL, warm_start=[1]), "warm_start"),
+        (lambda: EvolutionarySearch(GOAL, warm_start="nowhere.json"), "warm_start: 'nowhere.json'"),
+        (lambda: EvolutionarySearch(GOAL, points_to_evaluate={"a": 1}), "points_to_evaluate"),
         (
             lambda: EvolutionarySearch(GOAL).set_search_properties(None, None, {"a": tune.grid_search([1])}),
             "a grid_search",
