@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from baseline import Split
+from case import Budget, Case, Limits, Splits
 from ray import tune
-from study import Budget, Case, Limits, Splits
 from torch import Tensor, nn
 
 import ray_nascomp as nc

@@ -9,9 +9,9 @@ from typing import Any
 import speech
 import torch
 from baseline import Inputs, Split
+from case import Budget, Case, Limits, Splits
 from ray import tune
 from speech import BANDS, CENTRE, FLOOR, FRAMES, SPREAD
-from study import Budget, Case, Limits, Splits
 from torch import Tensor, nn
 
 import ray_nascomp as nc

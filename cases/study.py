@@ -19,7 +19,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import ray
 import torch
-from baseline import Augment, Split, augmented, rows_of, train
+from baseline import Split, augmented, train
+from case import Case, Splits
 from ray import tune
 from torch import nn
 
@@ -30,107 +31,6 @@ from ray_nascomp.results.progress import tracked
 from ray_nascomp.schedulers import ParetoASHAScheduler
 from ray_nascomp.searchers import HybridSearch
 from ray_nascomp.tasks.data import Data
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The samples of a case, each an (inputs, targets) pair."""
-
-    train: Split
-    val: Split
-    test: Split
-
-    def first(self, train: int | None, val: int | None, test: int | None) -> Splits:
-        """The first samples of each; None for all."""
-        parts = ((self.train, train), (self.val, val), (self.test, test))
-        return Splits(*((rows_of(inputs, slice(count)), targets[:count]) for (inputs, targets), count in parts))
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a smaller form has to keep to.
-
-    Attributes:
-        params: Largest share of the original's parameters.
-        size: Largest share of the original file's bytes.
-        speedup: Smallest speedup at batch size 1, one thread.
-        drop: Largest loss of validation accuracy within the search.
-    """
-
-    params: float
-    size: float
-    speedup: float
-    drop: float
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much a study may spend.
-
-    Attributes:
-        samples: So many samples of each split are used; None for all.
-        epochs: Epochs of the original's training.
-        learning_rate: Peak learning rate of that.
-        trials: Trials of the search.
-        trial_epochs: Epochs of a trial.
-        trial_samples: Training samples that trials use; None for all.
-        copies: How often trials see each sample in an epoch, all but one of them augmented.
-        final_epochs: Epochs of the chosen models' training, on all samples.
-        final_copies: The same as `copies`, for the chosen models.
-        variants: How many of a search's best results are trained to the end; validation data decide among them.
-        limits: What the chosen model has to keep to.
-        minutes: After so many on two cores the search ends, whatever trials are left; None for no such limit. One
-            core has twice as many.
-    """
-
-    samples: int | None
-    epochs: int
-    learning_rate: float
-    trials: int
-    trial_epochs: int
-    trial_samples: int | None
-    copies: int
-    final_epochs: int
-    final_copies: int
-    variants: int
-    limits: Limits
-    minutes: float | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """A case study: data, a network, and what can be changed of it.
-
-    Attributes:
-        name: Its name.
-        load: Function from a path to the data.
-        build: Function from an architecture to a network.
-        original: The architecture of the original.
-        architecture: Dimensions of the architecture.
-        augment: Function (inputs, generator) -> other inputs of the same classes, if there is one.
-        batch_size: Samples a training step.
-        budget: What `make case-NAME` spends.
-        quick: What its `--quick` spends.
-        augments_original: Whether the original's training changes its samples, too.
-        start: Function (original, splits, path to the data) -> the task that is searched, with all training
-            samples; None for the original itself with the builder and the architecture above.
-        space: Function from that task to what is searched; None for sparsities by group, and ranks and bits by layer.
-        first: Function from that task to configs that the search begins with.
-    """
-
-    name: str
-    load: Callable[[Path], Splits]
-    build: Callable[[dict[str, Any]], nn.Module]
-    original: Mapping[str, Any]
-    architecture: Mapping[str, Any]
-    augment: Augment | None
-    batch_size: int
-    budget: Budget
-    quick: Budget
-    augments_original: bool = True
-    start: Callable[[nn.Module, Splits, Path], nc.Task] | None = None
-    space: Callable[[nc.Task], dict[str, Any]] | None = None
-    first: Callable[[nc.Task], list[dict[str, Any]]] | None = None
 
 
 @dataclass(frozen=True)
