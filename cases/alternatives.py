@@ -20,7 +20,7 @@ from measuring import Judged, compare, judge, names_of
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from ray.tune.search.optuna import OptunaSearch
-from study import Study, best_of
+from study import Study
 
 import ray_nascomp as nc
 from ray_nascomp.builders import gentle_config
@@ -145,7 +145,7 @@ def in_sequence(study: Study, original: Judged) -> Made:
             {key: _merged(space[key], fixed[key]) for key in space},
             max(1, study.budget.trials // len(_STAGES)),
         )
-        (best,) = best_of(results, 1)
+        (best,) = study.best_of(results, 1)
         start = {**start, **{key: best.config[key] for key in stage if key in best.config}}
     return _chosen(study, results, "sequence")
 

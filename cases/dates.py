@@ -143,7 +143,7 @@ CASE = Case(
         final_epochs=10,
         final_copies=1,
         variants=1,
-        limits=Limits(params=0.4, size=0.12, speedup=1.5, drop=0.2),
+        limits=Limits(params=0.4, size=0.12, speedup=1.5, drop=0.2, equal=0.001),
     ),
     quick=Budget(
         samples=600,
@@ -156,6 +156,6 @@ CASE = Case(
         final_epochs=1,
         final_copies=1,
         variants=1,
-        limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0),
+        limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0, equal=0.001),
     ),
 )

@@ -191,7 +191,7 @@ CASE = Case(
         final_epochs=8,
         final_copies=2,
         variants=1,
-        limits=Limits(params=0.3, size=0.08, speedup=6.5, drop=0.1),
+        limits=Limits(params=0.3, size=0.08, speedup=6.5, drop=0.1, equal=0.002),
     ),
     quick=Budget(
         samples=300,
@@ -205,6 +205,6 @@ CASE = Case(
         final_epochs=1,
         final_copies=2,
         variants=1,
-        limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0),
+        limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0, equal=0.002),
     ),
 )

@@ -201,8 +201,8 @@ CASE = Case(
         copies=3,
         final_epochs=15,
         final_copies=4,
-        variants=2,
-        limits=Limits(params=0.1, size=0.03, speedup=5.5, drop=0.02),
+        variants=3,
+        limits=Limits(params=0.1, size=0.03, speedup=5.5, drop=0.02, equal=0.002),
     ),
     quick=Budget(
         samples=500,
@@ -215,6 +215,6 @@ CASE = Case(
         final_epochs=1,
         final_copies=1,
         variants=1,
-        limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0),
+        limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0, equal=0.002),
     ),
 )

@@ -108,7 +108,7 @@ CASE = Case(
         final_epochs=20,
         final_copies=6,
         variants=1,
-        limits=Limits(params=0.3, size=0.08, speedup=4.0, drop=0.1),
+        limits=Limits(params=0.3, size=0.08, speedup=4.0, drop=0.1, equal=0.002),
     ),
     quick=Budget(
         samples=300,
@@ -121,6 +121,6 @@ CASE = Case(
         final_epochs=1,
         final_copies=2,
         variants=1,
-        limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0),
+        limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0, equal=0.002),
     ),
 )

@@ -276,7 +276,7 @@ class Study:
         return self.folder / "models" / f"{''.join(c if c.isalnum() else '_' for c in name)}.onnx"
 
     def choose(self, results: nc.Results, prefix: str = "final") -> tuple[str, dict[str, Any]]:
-        """The best of a search's best results after their training to the end, at the rate that suits its length.
+        """The preferred one of a search's preferred results after their training to the end, at a rate for its length.
 
         Args:
             results: The search's results.
@@ -285,7 +285,7 @@ class Study:
         Returns:
             The folder's name, and what was measured on validation data.
         """
-        front = best_of(results, self.budget.variants)
+        front = self.best_of(results, self.budget.variants)
         if not front:
             raise SystemExit(f"no trial was completed: {results}; what became of each is in {self.folder}")
         samples = self.budget.final_epochs * len(self.final_task.train_data)
@@ -294,12 +294,24 @@ class Study:
             trial.trial_id: self.finish(with_longer_training(trial.config, longer), f"{prefix}_{trial.trial_id}")
             for trial in front
         }
-        best = min(finished, key=lambda name: (self.goal.violation(finished[name]), -finished[name]["accuracy"]))
+        best = self._preferred(finished)
         return f"{prefix}_{best}", finished[best]
 
+    def best_of(self, results: nc.Results, count: int) -> list[Any]:
+        """The preferred ones of a search's completed trials, best first; fewer than `count` if there are fewer."""
+        remaining = {trial.trial_id: trial for trial in results.trials if trial.status == "completed"}
+        chosen = []
+        while remaining and len(chosen) < count:
+            name = self._preferred({name: trial.metrics for name, trial in remaining.items()})
+            chosen.append(remaining.pop(name))
+        return chosen
 
-def best_of(results: nc.Results, count: int) -> list[Any]:
-    """The most accurate completed trials within the limits; then those that are least beyond them."""
-    completed = [trial for trial in results.trials if trial.status == "completed"]
-    completed.sort(key=lambda trial: (results.goal.violation(trial.metrics), -trial.metrics["accuracy"]))
-    return completed[:count]
+    def _preferred(self, metrics: Mapping[str, Mapping[str, Any]]) -> str:
+        """The smallest and fastest of those that are as good as the most accurate one; within the limits if any is."""
+        least = min(map(self.goal.violation, metrics.values()))
+        allowed = {name: each for name, each in metrics.items() if self.goal.violation(each) <= least}
+        enough = max(each["accuracy"] for each in allowed.values()) - self.budget.limits.equal - 1e-9
+        return max(
+            (name for name, each in allowed.items() if each["accuracy"] >= enough),
+            key=lambda name: allowed[name]["size_ratio"] * allowed[name]["speedup"],
+        )
