@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ Model: TypeAlias = bytes | str | Path | nn.Module
 Runnable: TypeAlias = onnxruntime.InferenceSession | nn.Module
 
 _ROUND_SECONDS = 0.004
+_LEAST_ROUNDS = 5
+ENOUGH = 0.01
+"""Relative standard error of the speedup that trials measure; from one minute to the next it differs by more."""
 # Where that clock is too coarse for a round, it is of no use.
 _HAS_THREAD_TIME = hasattr(time, "thread_time") and time.get_clock_info("thread_time").resolution < 1e-5
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
@@ -114,7 +118,12 @@ def measure_latency(
 
 
 def compare_latency(
-    original: Runnable, compressed: Runnable, inputs: Any, names: Sequence[str], rounds: int = 25
+    original: Runnable,
+    compressed: Runnable,
+    inputs: Any,
+    names: Sequence[str],
+    rounds: int = 25,
+    enough: float = 0.0,
 ) -> Latency:
     """Times two sessions or networks in turn on the same inputs.
 
@@ -129,6 +138,7 @@ def compare_latency(
         inputs: A batch's inputs.
         names: Names of the files' inputs.
         rounds: Number of rounds.
+        enough: Relative standard error of the speedup, in [0, 1], at which it ends before all rounds.
     """
     models = (original, compressed)
     clock = time.thread_time if _HAS_THREAD_TIME and all(map(_is_single_threaded, models)) else time.perf_counter
@@ -137,11 +147,28 @@ def compare_latency(
     for run in runs:
         run(2)
         repeats.append(max(1, int(_ROUND_SECONDS / max(run(1), 1e-6))))
-    times = np.array([[run(count) / count for run, count in zip(runs, repeats, strict=True)] for _ in range(rounds)])
-    ratios = times[:, 0] / times[:, 1]
-    low, middle, high = np.percentile(ratios, [25, 50, 75])
+    times: list[list[float]] = []
+    while len(times) < rounds and (len(times) < _LEAST_ROUNDS or _error(_ratios(times)) > enough):
+        times.append([run(count) / count for run, count in zip(runs, repeats, strict=True)])
+    ratios = _ratios(times)
     original_ms, compressed_ms = np.median(times, axis=0) * 1e3
-    return Latency(float(original_ms), float(compressed_ms), float(middle), float(high - low))
+    return Latency(float(original_ms), float(compressed_ms), float(np.median(ratios)), _spread(ratios))
+
+
+def _ratios(times: Sequence[Sequence[float]]) -> np.ndarray:
+    """Shape `(rounds,)` for times of shape `(rounds, 2)`."""
+    first, second = np.transpose(times)
+    return first / second
+
+
+def _spread(values: np.ndarray) -> float:
+    low, high = np.percentile(values, [25, 75])
+    return float(high - low)
+
+
+def _error(values: np.ndarray) -> float:
+    """Relative standard error of the median, as that of a normal distribution with the same quartiles."""
+    return 0.93 * _spread(values) / math.sqrt(len(values)) / float(np.median(values))
 
 
 def _timed(model: Runnable, inputs: Any, names: Sequence[str], clock: Callable[[], float]) -> Callable[[int], float]:

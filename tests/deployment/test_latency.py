@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.latency_table import LatencyTable, LayerUse
-from ray_nascomp.deployment.runtime import measure_latency
+from ray_nascomp.deployment.runtime import compare_latency, measure_latency
 from ray_nascomp.errors import ConfigError
 
 GRID = [
@@ -49,6 +50,29 @@ def test_a_file_is_timed_against_a_network():
     assert latency.spread >= 0
     with pytest.raises(ConfigError, match="threads"):
         measure_latency(content, content, torch.randn(1, 6), ("x",), threads=0)
+
+
+class Busy(nn.Module):
+    """Takes five milliseconds of processor time, and counts how often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        start = time.thread_time()
+        while time.thread_time() - start < 0.005:
+            pass
+        return x
+
+
+@pytest.mark.parametrize(("enough", "rounds"), [(0.0, 12), (1.0, 5)])
+def test_timing_ends_where_the_speedup_is_known_well_enough(enough, rounds):
+    first, second = Busy(), Busy()
+    latency = compare_latency(first, second, torch.zeros(1, 1), (), rounds=12, enough=enough)
+    assert first.calls == second.calls == 3 + rounds
+    assert latency.speedup == pytest.approx(1.0, rel=0.5)
 
 
 def test_between_measured_widths_the_estimate_is_bilinear():
