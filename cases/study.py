@@ -294,7 +294,7 @@ class Study:
             trial.trial_id: self.finish(with_longer_training(trial.config, longer), f"{prefix}_{trial.trial_id}")
             for trial in front
         }
-        best = self._preferred(finished)
+        best = preferred(self.goal, finished, self.budget.limits.equal)
         return f"{prefix}_{best}", finished[best]
 
     def best_of(self, results: nc.Results, count: int) -> list[Any]:
@@ -302,16 +302,23 @@ class Study:
         remaining = {trial.trial_id: trial for trial in results.trials if trial.status == "completed"}
         chosen = []
         while remaining and len(chosen) < count:
-            name = self._preferred({name: trial.metrics for name, trial in remaining.items()})
-            chosen.append(remaining.pop(name))
+            metrics = {name: trial.metrics for name, trial in remaining.items()}
+            chosen.append(remaining.pop(preferred(self.goal, metrics, self.budget.limits.equal)))
         return chosen
 
-    def _preferred(self, metrics: Mapping[str, Mapping[str, Any]]) -> str:
-        """The smallest and fastest of those that are as good as the most accurate one; within the limits if any is."""
-        least = min(map(self.goal.violation, metrics.values()))
-        allowed = {name: each for name, each in metrics.items() if self.goal.violation(each) <= least}
-        enough = max(each["accuracy"] for each in allowed.values()) - self.budget.limits.equal - 1e-9
-        return max(
-            (name for name, each in allowed.items() if each["accuracy"] >= enough),
-            key=lambda name: allowed[name]["size_ratio"] * allowed[name]["speedup"],
-        )
+
+def preferred(goal: nc.Goal, results: Mapping[str, Mapping[str, Any]], equal: float) -> str:
+    """The smallest and fastest of the results that are as accurate as the best one.
+
+    Args:
+        goal: Results within its limits go before others; beyond them those with the least violation.
+        results: Name -> metrics, one or more.
+        equal: So much accuracy tells no two apart.
+    """
+    least = min(map(goal.violation, results.values()))
+    allowed = {name: metrics for name, metrics in results.items() if goal.violation(metrics) <= least}
+    enough = max(metrics["accuracy"] for metrics in allowed.values()) - equal - 1e-9
+    return max(
+        (name for name, metrics in allowed.items() if metrics["accuracy"] >= enough),
+        key=lambda name: allowed[name]["size_ratio"] * allowed[name]["speedup"],
+    )

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import ray_nascomp as nc
+
 CASES = Path(__file__).parents[1] / "cases"
 FOLDER = Path(os.environ.get("RAY_NASCOMP_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DATA = {
@@ -108,6 +110,27 @@ def test_what_one_would_do_instead_is_put_beside_it(tmp_path):
         assert record["models"][name]["bytes_share"] < 0.5
     assert record["hypervolume"].keys() == {"joint", "sequence", "optuna"}
     assert all(0 <= share <= 1 for share in record["hypervolume"].values())
+
+
+def test_of_results_that_are_as_accurate_the_smaller_and_faster_one_is_taken(monkeypatch):
+    monkeypatch.syspath_prepend(CASES)
+    preferred = importlib.import_module("study").preferred
+    goal = nc.Goal([nc.Objective("accuracy")], [nc.Constraint("speedup", ">=", 2.0)])
+    results = {
+        name: {"accuracy": accuracy, "size_ratio": size_ratio, "speedup": speedup}
+        for name, accuracy, size_ratio, speedup in [
+            ("best", 0.998, 10.0, 4.0),
+            ("smaller", 0.996, 20.0, 3.0),
+            ("worse", 0.994, 40.0, 9.0),
+            ("too slow", 1.0, 90.0, 1.5),
+            ("slower yet", 1.0, 95.0, 1.0),
+        ]
+    }
+    assert preferred(goal, results, 0.002) == "smaller"
+    assert preferred(goal, results, 0.001) == "best"
+    assert preferred(goal, results, 0.01) == "worse"
+    beyond = {name: results[name] for name in ("too slow", "slower yet")}
+    assert preferred(goal, beyond, 0.002) == "too slow"
 
 
 def test_copies_of_sentences_have_some_tokens_of_others_between_their_own_ends(monkeypatch):
