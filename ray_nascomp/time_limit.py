@@ -34,7 +34,7 @@ def time_limited(trainable: type[tune.Trainable], seconds: float) -> type[tune.T
     if not (isinstance(trainable, type) and issubclass(trainable, tune.Trainable)):
         raise ConfigError(f"trainable: {trainable!r} was given, a class derived from tune.Trainable is allowed")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-        raise ConfigError(f"seconds: {seconds!r} was given, a positive number is allowed")
+        raise ConfigError(f"seconds (time_limit_s): {seconds!r} was given, a positive number is allowed")
 
     class TimeLimited(trainable):  # type: ignore[misc, valid-type]
         def setup(self, config: dict[str, Any], **parameters: Any) -> None:
