@@ -19,20 +19,16 @@ from baseline import rows_of
 from measuring import Judged, compare, judge, names_of
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from ray.tune.search.optuna import OptunaSearch
+from rivals import hypervolumes, optuna_search, sequence_search
 from study import Study
 
 import ray_nascomp as nc
-from ray_nascomp.builders import gentle_config
 from ray_nascomp.deployment.runtime import make_session, run_session
-from ray_nascomp.pareto import normalised_hypervolume
-from ray_nascomp.searchers import HybridSearch
 from ray_nascomp.tasks.calling import tensors_of
 
 Made = tuple[bytes, Mapping[str, float]]
 """A model's file, and its params and macs."""
 
-_STAGES = (("architecture",), ("prune", "low_rank"), ("quantize",))
 _SPARSITIES = np.round(np.arange(0.05, 0.95, 0.05), 2)
 
 
@@ -134,66 +130,13 @@ def pruned_int8(study: Study, original: Judged, *, folder: str, method: str, sch
 
 
 def in_sequence(study: Study, original: Judged) -> Made:
-    """First the architecture is searched, then what is removed, then the bits, with the same trials in all."""
-    space: dict[str, Any] = {**study.space}
-    start = gentle_config(study.space)
-    for number, stage in enumerate(_STAGES):
-        fixed = {key: start[key] if key in start and key not in stage else space[key] for key in space}
-        results = study.search(
-            _stage_name(number),
-            lambda: HybridSearch(study.goal, nc.CostModel(study.task), seed=study.seed),
-            {key: _merged(space[key], fixed[key]) for key in space},
-            max(1, study.budget.trials // len(_STAGES)),
-        )
-        (best,) = study.best_of(results, 1)
-        start = {**start, **{key: best.config[key] for key in stage if key in best.config}}
-    return _chosen(study, results, "sequence")
-
-
-def _merged(domains: Any, values: Any) -> Any:
-    """A part of the space in which the values that are given are fixed."""
-    if isinstance(domains, Mapping) and isinstance(values, Mapping):
-        return {key: _merged(domain, values[key]) if key in values else domain for key, domain in domains.items()}
-    return values
+    """The preferred result of a search in sequence."""
+    return _chosen(study, sequence_search(study), "sequence")
 
 
 def with_optuna(study: Study, original: Judged) -> Made:
-    """Optuna's sampler (TPE) on the same space; it sees the score that every trial reports."""
-    results = study.search(
-        "optuna",
-        lambda: OptunaSearch(metric="score", mode="max", seed=study.seed),
-        study.space,
-        study.budget.trials,
-    )
-    return _chosen(study, results, "optuna")
-
-
-def hypervolumes(study: Study) -> dict[str, float]:
-    """What share of their common box the results within the limits dominate, of each search that is done.
-
-    A search in sequence counts with the results of all its stages.
-    """
-    goal = study.goal
-    searches = {"joint": ["search"], "sequence": [*map(_stage_name, range(len(_STAGES)))], "optuna": ["optuna"]}
-    losses = {
-        name: [
-            goal.losses(trial.metrics)
-            for folder in folders
-            for trial in nc.Results(study.folder / folder, goal).trials
-            if trial.status == "completed" and goal.is_feasible(trial.metrics)
-        ]
-        for name, folders in searches.items()
-        if all(study.is_searched(folder) for folder in folders)
-    }
-    every = np.concatenate([np.reshape(rows, (-1, len(goal.objectives))) for rows in losses.values()])
-    if not len(every):
-        return dict.fromkeys(losses, 0.0)
-    box = every.min(axis=0), every.max(axis=0)
-    return {name: normalised_hypervolume(np.array(rows), *box) if rows else 0.0 for name, rows in losses.items()}
-
-
-def _stage_name(number: int) -> str:
-    return f"sequence_{number}"
+    """The preferred result of Optuna's."""
+    return _chosen(study, optuna_search(study), "optuna")
 
 
 def _chosen(study: Study, results: nc.Results, prefix: str) -> Made:

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small study, to see that all works")
     parser.add_argument("--time-again", action="store_true", help="times the files of a finished study once more")
     parser.add_argument("--full", action="store_true", help="what one would do instead, too")
+    parser.add_argument("--searches", action="store_true", help="the joint search against others, and no more")
     arguments = parser.parse_args()
     if arguments.case in NEED_DATA and arguments.data == Path():
         parser.error(f"--data: {arguments.case} needs data; docs/cases.md says where they come from")
@@ -43,6 +44,13 @@ def main() -> None:
         name = f"{case.name}_quick" if arguments.quick else case.name
         folder = arguments.output / name / f"seed{seed}"
         study = Study(case, arguments.data, folder, seed, arguments.cores, arguments.quick)
+        if arguments.searches:
+            from rivals import compare_searches
+
+            print(
+                f"hypervolume: {compare_searches(study)['hypervolume']}\nfigures {folder / 'searches.json'}", flush=True
+            )
+            continue
         record = carry_out(study)
         if arguments.full:
             from alternatives import carry_out_alternatives

@@ -21,11 +21,14 @@ END = "<!-- end of cases -->"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+", help="files result.json, in the table's order")
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="files result.json and searches.json, in the table's order"
+    )
     parser.add_argument("--into", type=Path, nargs="+", required=True, help="texts that get a table between its marks")
     arguments = parser.parse_args()
     records = [json.loads(path.read_text()) for path in arguments.results]
-    tables = {SUMMARY: summary(records), ALL: render(records), SEARCHES: searches(records)}
+    studies = [record for record in records if "models" in record]
+    tables = {SUMMARY: summary(studies), ALL: render(studies), SEARCHES: searches(records)}
     for target in arguments.into:
         text = target.read_text()
         if END not in text or not any(begin in text for begin in tables):

@@ -112,6 +112,16 @@ def test_what_one_would_do_instead_is_put_beside_it(tmp_path):
     assert all(0 <= share <= 1 for share in record["hypervolume"].values())
 
 
+@pytest.mark.minutes
+@pytest.mark.timeout(1800)
+def test_the_searches_alone_can_be_compared(tmp_path):
+    run("run.py", "dates", "--quick", "--searches", "--output", tmp_path, folder=tmp_path)
+    record = json.loads((tmp_path / "dates_quick" / "seed0" / "searches.json").read_text())
+    assert record["trials"] == {"joint": 2, "sequence": 3, "optuna": 2}
+    assert record["hypervolume"].keys() == {"joint", "sequence", "optuna"}
+    assert not (tmp_path / "dates_quick" / "seed0" / "result.json").exists()
+
+
 def test_of_results_that_are_as_accurate_the_smaller_and_faster_one_is_taken(monkeypatch):
     monkeypatch.syspath_prepend(CASES)
     preferred = importlib.import_module("study").preferred

@@ -199,7 +199,7 @@ def test_a_deadline_leaves_no_alarm_behind():
 
 
 def test_wrong_wrappings_are_refused():
-    with pytest.raises(ConfigError, match="time_limit_s.*0 was given"):
+    with pytest.raises(ConfigError, match=r"time_limit_s.*0 was given"):
         time_limited(Faulty, 0)
     with pytest.raises(ConfigError, match=r"a class derived from tune\.Trainable"):
         recorded(lambda config: None)

@@ -1,0 +1,96 @@
+"""Searches that a joint one is compared with: the same space in sequence, and Optuna's sampler."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ray.tune.search.optuna import OptunaSearch
+from study import Study
+
+import ray_nascomp as nc
+from ray_nascomp.builders import gentle_config
+from ray_nascomp.pareto import normalised_hypervolume
+from ray_nascomp.searchers import HybridSearch
+
+_STAGES = (("architecture",), ("prune", "low_rank"), ("quantize",))
+_FOLDERS = {
+    "joint": ("search",),
+    "sequence": tuple(f"sequence_{number}" for number in range(len(_STAGES))),
+    "optuna": ("optuna",),
+}
+
+
+def compare_searches(study: Study) -> dict[str, Any]:
+    """Carries out all searches and keeps their hypervolumes; nothing is trained to its end, or tested."""
+    record: dict[str, Any] = {"case": study.case.name, "seed": study.seed, "trials": {}}
+    for name, search in (("joint", Study.joint_search), ("sequence", sequence_search), ("optuna", optuna_search)):
+        search(study)
+        record["trials"][name] = sum(len(nc.Results(study.folder / folder, study.goal)) for folder in _FOLDERS[name])
+        record["hypervolume"] = hypervolumes(study)
+        (study.folder / "searches.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def sequence_search(study: Study) -> nc.Results:
+    """First the architecture is searched, then what is removed, then the bits, with the same trials in all.
+
+    Returns:
+        The last stage's results.
+    """
+    space: dict[str, Any] = {**study.space}
+    start = gentle_config(study.space)
+    for stage, folder in zip(_STAGES, _FOLDERS["sequence"], strict=True):
+        fixed = {key: start[key] if key in start and key not in stage else space[key] for key in space}
+        results = study.search(
+            folder,
+            lambda: HybridSearch(study.goal, nc.CostModel(study.task), seed=study.seed),
+            {key: _merged(space[key], fixed[key]) for key in space},
+            max(1, study.budget.trials // len(_STAGES)),
+        )
+        (best,) = study.best_of(results, 1)
+        start = {**start, **{key: best.config[key] for key in stage if key in best.config}}
+    return results
+
+
+def _merged(domains: Any, values: Any) -> Any:
+    """A part of the space in which the values that are given are fixed."""
+    if isinstance(domains, Mapping) and isinstance(values, Mapping):
+        return {key: _merged(domain, values[key]) if key in values else domain for key, domain in domains.items()}
+    return values
+
+
+def optuna_search(study: Study) -> nc.Results:
+    """Optuna's sampler (TPE) on the same space; it sees the score that every trial reports."""
+    (folder,) = _FOLDERS["optuna"]
+    return study.search(
+        folder,
+        lambda: OptunaSearch(metric="score", mode="max", seed=study.seed),
+        study.space,
+        study.budget.trials,
+    )
+
+
+def hypervolumes(study: Study) -> dict[str, float]:
+    """What share of their common box the results within the limits dominate, of each search that is done.
+
+    A search in sequence counts with the results of all its stages.
+    """
+    goal = study.goal
+    losses = {
+        name: [
+            goal.losses(trial.metrics)
+            for folder in folders
+            for trial in nc.Results(study.folder / folder, goal).trials
+            if trial.status == "completed" and goal.is_feasible(trial.metrics)
+        ]
+        for name, folders in _FOLDERS.items()
+        if all(study.is_searched(folder) for folder in folders)
+    }
+    every = np.concatenate([np.reshape(rows, (-1, len(goal.objectives))) for rows in losses.values()])
+    if not len(every):
+        return dict.fromkeys(losses, 0.0)
+    box = every.min(axis=0), every.max(axis=0)
+    return {name: normalised_hypervolume(np.array(rows), *box) if rows else 0.0 for name, rows in losses.items()}
