@@ -184,7 +184,7 @@ class Study:
             param_space=dict(space),
             tune_config=tune.TuneConfig(
                 search_alg=searcher(),
-                scheduler=ParetoASHAScheduler(self.goal, max_t=epochs + 1, grace_period=min(2, epochs + 1)),
+                scheduler=ParetoASHAScheduler(self.goal, max_t=epochs + 1),
                 num_samples=trials,
                 max_concurrent_trials=self.cores,
                 time_budget_s=None if self.budget.minutes is None else 2 * 60 * self.budget.minutes / self.cores,

@@ -72,7 +72,7 @@ def main() -> None:
         param_space=nc.compression_space(task, bits="layer"),
         tune_config=tune.TuneConfig(
             search_alg=EvolutionarySearch(goal, cost_model=nc.CostModel(task), seed=arguments.seed),
-            scheduler=ParetoASHAScheduler(goal, max_t=arguments.epochs + 1, grace_period=2),
+            scheduler=ParetoASHAScheduler(goal, max_t=arguments.epochs + 1),
             num_samples=arguments.trials,
             max_concurrent_trials=2,
             reuse_actors=True,

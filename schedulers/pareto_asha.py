@@ -22,8 +22,8 @@ from ray_nascomp.schedulers.rungs import most_promising
 
 CostFunction = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
-_GRACE_PERIOD = 3
-"""From benchmarks/fidelity.py: two epochs after compression the order of trials begins to be the final one."""
+_GRACE_PERIOD = 2
+"""From benchmarks/schedules.py: what is seen before training misleads; a later first rung only costs epochs."""
 
 
 class ParetoASHAScheduler(FIFOScheduler):
@@ -36,9 +36,9 @@ class ParetoASHAScheduler(FIFOScheduler):
     Args:
         goal: Objectives and constraints. A metric given to `TuneConfig` does not change them.
         max_t: Value of `time_attr` at which a trial has run in full; it ends there.
-        grace_period: Value of `time_attr` at the first rung; 3 unless told, or `max_t` if that is
-            less: the first reports of compressed networks say little about the last (see the guide
-            to schedulers).
+        grace_period: Value of `time_attr` at the first rung; 2 unless told, or `max_t` if that is
+            less: what compressed networks report before training says little about their end (see
+            the guide to schedulers).
         reduction_factor: Of so many trials at a rung one goes on, above 1; rungs lie this
             factor apart.
         time_attr: Reported measure of progress.

@@ -55,7 +55,7 @@ def make_tuner(
         param_space=nc.compression_space(task),
         tune_config=tune.TuneConfig(
             search_alg=EvolutionarySearch(goal, nc.CostModel(task), seed=0),
-            scheduler=ParetoASHAScheduler(goal, max_t=options.epochs + 1, grace_period=2),
+            scheduler=ParetoASHAScheduler(goal, max_t=options.epochs + 1),
             num_samples=options.trials,
             reuse_actors=True,
         ),

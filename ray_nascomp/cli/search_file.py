@@ -107,7 +107,7 @@ def read_search(path: Path, resume: bool | None = None) -> DescribedSearch:
     scheduler = None
     make_scheduler, scheduler_arguments = makers["scheduler"]
     if make_scheduler is not None:
-        offered = {"max_t": effort.epochs + 1, "cost_model": costs, "grace_period": min(3, effort.epochs + 1)}
+        offered = {"max_t": effort.epochs + 1, "cost_model": costs}
         known = inspect.signature(make_scheduler).parameters
         defaults = {key: value for key, value in offered.items() if key in known}
         scheduler = make_scheduler(goal, **{**defaults, **scheduler_arguments})

@@ -41,7 +41,7 @@ def test_rungs_lie_a_factor_apart_up_to_the_end():
     scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=3)
     assert scheduler._milestones == [1, 3]
     assert ParetoASHAScheduler(GOAL, max_t=3, grace_period=3)._milestones == []
-    assert ParetoASHAScheduler(GOAL, max_t=27)._milestones == [3, 9]
+    assert ParetoASHAScheduler(GOAL, max_t=27)._milestones == [2, 6, 18]
     assert ParetoASHAScheduler(GOAL, max_t=2)._milestones == []
 
 
