@@ -276,7 +276,7 @@ class Study:
         return self.folder / "models" / f"{''.join(c if c.isalnum() else '_' for c in name)}.onnx"
 
     def choose(self, results: nc.Results, prefix: str = "final") -> tuple[str, dict[str, Any]]:
-        """The preferred one of a search's preferred results after their training to the end, at a rate for its length.
+        """The preferred one of a search's best results after their training to the end, at a rate for its length.
 
         Args:
             results: The search's results.
@@ -298,13 +298,18 @@ class Study:
         return f"{prefix}_{best}", finished[best]
 
     def best_of(self, results: nc.Results, count: int) -> list[Any]:
-        """The preferred ones of a search's completed trials, best first; fewer than `count` if there are fewer."""
-        remaining = {trial.trial_id: trial for trial in results.trials if trial.status == "completed"}
-        chosen = []
-        while remaining and len(chosen) < count:
-            metrics = {name: trial.metrics for name, trial in remaining.items()}
-            chosen.append(remaining.pop(preferred(self.goal, metrics, self.budget.limits.equal)))
-        return chosen
+        """The most accurate completed trials within the limits, then those least beyond them; of equals the smaller."""
+        goal = self.goal
+        completed = [trial for trial in results.trials if trial.status == "completed"]
+        completed.sort(
+            key=lambda trial: (goal.violation(trial.metrics), -trial.metrics["accuracy"], -gain(trial.metrics))
+        )
+        return completed[:count]
+
+
+def gain(metrics: Mapping[str, Any]) -> float:
+    """How many times smaller a model is, times how many times faster."""
+    return float(metrics["size_ratio"] * metrics["speedup"])
 
 
 def preferred(goal: nc.Goal, results: Mapping[str, Mapping[str, Any]], equal: float) -> str:
@@ -320,5 +325,5 @@ def preferred(goal: nc.Goal, results: Mapping[str, Mapping[str, Any]], equal: fl
     enough = max(metrics["accuracy"] for metrics in allowed.values()) - equal - 1e-9
     return max(
         (name for name, metrics in allowed.items() if metrics["accuracy"] >= enough),
-        key=lambda name: allowed[name]["size_ratio"] * allowed[name]["speedup"],
+        key=lambda name: gain(allowed[name]),
     )
