@@ -58,12 +58,13 @@ def sample_patches(
             for (span, stride), made, read in zip(windows, outputs[2:], inputs.shape[2:], strict=True)
         ]
         margins = [side for total in reversed(missing) for side in (total // 2, total - total // 2)]
-    patches = pad(inputs, margins, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    for axis, (span, stride) in enumerate(windows, start=2):
-        patches = patches.unfold(axis, span, stride)
-    places = patches.shape[2 : 2 + len(windows)]
+    padded = pad(inputs, margins, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    windows_of = torch.arange(padded[0].numel()).view(padded.shape[1:])  # Where a sample's values lie in memory.
+    for axis, (span, stride) in enumerate(windows, start=1):
+        windows_of = windows_of.unfold(axis, span, stride)
+    places = windows_of.shape[1 : 1 + len(windows)]
     chosen = torch.randperm(math.prod(places), generator=generator)[: math.ceil(count / len(inputs))]
-    at_chosen: Any = (slice(None), slice(None), *torch.unravel_index(chosen, places))
+    at_chosen: Any = (slice(None), *torch.unravel_index(chosen, places))
     without_gaps: Any = (..., *(slice(None, None, dilation) for dilation in layer.dilation))
-    patches = patches[at_chosen][without_gaps]
-    return patches.transpose(1, 2).flatten(2).flatten(0, 1)
+    index = windows_of[at_chosen][without_gaps].transpose(0, 1).flatten(1)
+    return padded.flatten(1).index_select(1, index.flatten()).view(-1, index.shape[1])

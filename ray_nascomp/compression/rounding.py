@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,16 +98,20 @@ def round_compensated(weight: Tensor, scales: Tensor, limit: int, spread: tuple[
     index = order[:, :, None].expand_as(laid_out)
     remaining = laid_out.gather(1, index)
     rounded = torch.empty_like(remaining)
-    steps = scales.reshape(groups, -1)
+    # NumPy's calls take a third of the time of torch's on so little data.
+    steps, shares, left, done = (tensor.numpy() for tensor in (scales.reshape(groups, -1), factors, remaining, rounded))
     for start in range(0, features, _BLOCK):
         stop = min(start + _BLOCK, features)
-        errors = torch.empty(groups, stop - start, steps.shape[1])
+        errors = np.empty((groups, stop - start, steps.shape[1]), np.float32)
         for feature in range(start, stop):
-            row = remaining[:, feature]
-            rounded[:, feature] = (row / steps).round_().clamp_(-limit, limit).mul_(steps)
-            error = errors[:, feature - start]
-            torch.sub(row, rounded[:, feature], out=error).div_(factors[:, feature, feature, None])
-            remaining[:, feature + 1 : stop] -= factors[:, feature, feature + 1 : stop, None] * error[:, None]
-        remaining[:, stop:].baddbmm_(factors[:, start:stop, stop:].transpose(1, 2), errors, alpha=-1)
+            row, nearest, error = left[:, feature], done[:, feature], errors[:, feature - start]
+            np.rint(row / steps, out=nearest)
+            np.clip(nearest, -limit, limit, out=nearest)
+            nearest *= steps
+            np.subtract(row, nearest, out=error)
+            error /= shares[:, feature, feature, None]
+            left[:, feature + 1 : stop] -= shares[:, feature, feature + 1 : stop, None] * error[:, None]
+        spread_errors = factors[:, start:stop, stop:].transpose(1, 2)
+        remaining[:, stop:].baddbmm_(spread_errors, torch.from_numpy(errors), alpha=-1)
     restored = torch.empty_like(rounded).scatter_(1, index, rounded)
     return restored.transpose(1, 2).reshape(weight.shape).to(weight.dtype)
