@@ -36,8 +36,8 @@ class Limits:
         size: Largest share of the original file's bytes.
         speedup: Smallest speedup at batch size 1, one thread.
         drop: Largest loss of validation accuracy within the search.
-        equal: So much validation accuracy tells no two models apart; the smaller and faster one is taken, by the
-            product of how many times it is smaller and how many times faster.
+        equal: So much validation accuracy tells no two models apart that are trained to the end; the smaller and
+            faster one is taken, by the product of how many times it is smaller and how many times faster.
     """
 
     params: float

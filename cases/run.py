@@ -32,8 +32,9 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2, help="trials at a time (default: 2)")
     parser.add_argument("--quick", action="store_true", help="a small study, to see that all works")
     parser.add_argument("--time-again", action="store_true", help="times the files of a finished study once more")
-    parser.add_argument("--full", action="store_true", help="what one would do instead, too")
-    parser.add_argument("--searches", action="store_true", help="the joint search against others, and no more")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--full", action="store_true", help="what one would do instead, too")
+    extent.add_argument("--searches", action="store_true", help="the joint search against others, and no more")
     arguments = parser.parse_args()
     if arguments.case in NEED_DATA and arguments.data == Path():
         parser.error(f"--data: {arguments.case} needs data; docs/cases.md says where they come from")
@@ -47,9 +48,8 @@ def main() -> None:
         if arguments.searches:
             from rivals import compare_searches
 
-            print(
-                f"hypervolume: {compare_searches(study)['hypervolume']}\nfigures {folder / 'searches.json'}", flush=True
-            )
+            print(f"hypervolume: {compare_searches(study)['hypervolume']}", flush=True)
+            print(f"figures {folder / 'searches.json'}", flush=True)
             continue
         record = carry_out(study)
         if arguments.full:
