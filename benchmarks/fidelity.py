@@ -1,12 +1,13 @@
 """How well early reports rank trials: Kendall's tau between each step's accuracy and the last one's.
 
     python benchmarks/fidelity.py --task digits --out benchmarks/results
+    python benchmarks/fidelity.py --task vision --out benchmarks/results
     python benchmarks/fidelity.py --task transformer --sentences FOLDER --out benchmarks/results
 
-Random configs in three bands of sparsity, all trained in full, on the demo's digits or on a small transformer
-(FOLDER holds rt-polarity.pos and rt-polarity.neg). Step 1 is the compressed model before any
-training, each further step an epoch later. A band's tau is over the pairs of trials within it; tau-b, so that ties
-count for neither side.
+Random configs in three bands of sparsity, all trained in full, on the demo's digits, on a vision transformer for
+them, or on a small transformer for sentences (FOLDER holds rt-polarity.pos and rt-polarity.neg). Step 1 is the
+compressed model before any training, each further step an epoch later. A band's tau is over the pairs of trials within
+it; tau-b, so that ties count for neither side.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import kendalltau
-from small_tasks import digits_task, sentence_task
+from small_tasks import digits_task, sentence_task, vision_task
 
 import ray_nascomp as nc
 from ray_nascomp.space import Space
@@ -58,7 +59,7 @@ def taus(trials: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=["digits", "transformer"], required=True)
+    parser.add_argument("--task", choices=["digits", "vision", "transformer"], required=True)
     parser.add_argument("--sentences", type=Path, help="folder with rt-polarity.pos and rt-polarity.neg")
     parser.add_argument("--trials", type=int, default=12, help="trials a band (default: 12)")
     parser.add_argument("--epochs", type=int, default=8)
@@ -68,7 +69,8 @@ def main() -> None:
     if arguments.task == "transformer" and (arguments.sentences is None or not arguments.sentences.exists()):
         print("transformer: skipped, --sentences FOLDER does not name the sentences")
         return
-    task = digits_task() if arguments.task == "digits" else sentence_task(arguments.sentences)
+    make = {"digits": digits_task, "vision": vision_task, "transformer": lambda: sentence_task(arguments.sentences)}
+    task = make[arguments.task]()
     trials: list[dict[str, Any]] = []
     for band, config in band_configs(task, arguments.trials, seed=0):
         start = time.perf_counter()

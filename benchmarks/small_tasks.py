@@ -1,16 +1,19 @@
-"""Small trained tasks that benchmarks share: the demo's digits, and a transformer on sentences of movie reviews."""
+"""Small trained tasks that benchmarks share: digits for two kinds of networks, and sentences of movie reviews."""
 
 from __future__ import annotations
 
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from ray import tune
+from torch import Tensor, nn
 
 import ray_nascomp as nc
+from ray_nascomp.tasks.calling import call, map_tensors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from digits import DigitsNet, build, load_splits, train_network
@@ -42,6 +45,41 @@ def joint_task(epochs: int = 6) -> nc.Task:
             "kernel": tune.choice([3, 5]),
         },
     )
+
+
+class DigitsTransformer(nn.Module):
+    """A vision transformer of 16 patches, two layers, four heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import ViTConfig, ViTForImageClassification
+
+        config = ViTConfig(
+            image_size=8,
+            patch_size=2,
+            num_channels=1,
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=96,
+            num_labels=10,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        self.vit = ViTForImageClassification(config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of shape (batch, 10)."""
+        return self.vit(images).logits
+
+
+def vision_task() -> nc.Task:
+    """A vision transformer, trained on the demo's scans and their copies; trained on from the scans as they are."""
+    train, val, _ = load_splits()
+    inputs, targets = train
+    torch.manual_seed(0)
+    model = _trained(DigitsTransformer(), train, epochs=30, learning_rate=2e-3)
+    return nc.Task(model, (inputs[:_SCANS], targets[:_SCANS]), val)
 
 
 def sentence_task(folder: Path) -> nc.Task:
@@ -112,15 +150,16 @@ def _sentences(folder: Path) -> tuple[list[str], torch.Tensor]:
     return [samples[row][0] for row in order], torch.tensor([samples[row][1] for row in order])
 
 
-def _trained(model: torch.nn.Module, train: _Split, epochs: int, learning_rate: float) -> torch.nn.Module:
+def _trained(model: nn.Module, train: Any, epochs: int, learning_rate: float) -> nn.Module:
     inputs, labels = train
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
     model.train()
     for epoch in range(epochs):
         for rows in torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch)).split(64):
             optimizer.zero_grad()
-            outputs = model(**{name: tensor[rows] for name, tensor in inputs.items()}).logits
-            torch.nn.functional.cross_entropy(outputs, labels[rows]).backward()
+            outputs = call(model, map_tensors(inputs, lambda tensor, rows=rows: tensor[rows]))
+            logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+            nn.functional.cross_entropy(logits, labels[rows]).backward()
             optimizer.step()
     return model.eval()
 

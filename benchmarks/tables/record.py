@@ -39,8 +39,8 @@ from ray_nascomp.pipeline.prepare import prepare
 from ray_nascomp.pipeline.training import Trainer
 
 FOLDER = Path(__file__).parent
-sys.path.insert(0, str(FOLDER.parents[1] / "examples"))
-from digits import DigitsNet
+sys.path.insert(0, str(FOLDER.parent))
+from small_tasks import DigitsNet, DigitsTransformer
 
 EPOCHS = 3
 COSTS = ("params", "macs", "bitops", "size_mb")
@@ -123,32 +123,6 @@ def cnn() -> Grid:
     levels = (0.4, 0.7, 0.9)
     bits = {"early": layers[:2], "late": [*layers[2:], "head"]}
     return Grid(*tasks(network, train, val), dict.fromkeys(layers, levels), bits, (3, 4, 8), lr=2e-3)
-
-
-class DigitsTransformer(nn.Module):
-    """A vision transformer of 16 patches, two layers, four heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from transformers import ViTConfig, ViTForImageClassification
-
-        config = ViTConfig(
-            image_size=8,
-            patch_size=2,
-            num_channels=1,
-            hidden_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=96,
-            num_labels=10,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        self.vit = ViTForImageClassification(config)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of shape (batch, 10)."""
-        return self.vit(images).logits
 
 
 def transformer() -> Grid:
