@@ -142,7 +142,7 @@ def observe_inputs(
             group = list(pending.pop(0))
             parts, width = parts_and_width(network.get_submodule(group[0]))
             features = parts * width
-            used += 8 * parts * width**2 if with_covariance else 4 * features * _SAMPLED_ROWS
+            used += _bytes_of(network, group, with_covariance)
             observed.append(
                 ObservedInput(
                     group,
@@ -154,6 +154,16 @@ def observe_inputs(
             )
         _run(network, observed, batches, generator)
         yield from observed
+
+
+def are_seen_at_once(network: nn.Module, groups: Sequence[Sequence[str]]) -> bool:
+    """Whether `observe_inputs` sees all of the groups before its caller has changed a layer, with covariances."""
+    return sum(_bytes_of(network, group, True) for group in groups[:-1]) < _MEMORY
+
+
+def _bytes_of(network: nn.Module, group: Sequence[str], with_covariance: bool) -> int:
+    parts, width = parts_and_width(network.get_submodule(group[0]))
+    return 8 * parts * width**2 if with_covariance else 4 * parts * width * _SAMPLED_ROWS
 
 
 def _run(network: nn.Module, observed: list[ObservedInput], batches: Sequence[Any], generator: torch.Generator) -> None:

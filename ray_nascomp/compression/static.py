@@ -8,14 +8,15 @@ matters more than the choice of the ranges: MiniLM's sentence embeddings in 8 bi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ray_nascomp.compression.observe import ObservedInput, observe_inputs, shared_inputs
+from ray_nascomp.compression.observe import ObservedInput, are_seen_at_once, observe_inputs, shared_inputs
 from ray_nascomp.compression.patches import CONVOLUTIONS, parts_and_width
 from ray_nascomp.compression.rounding import (
     affine_range,
@@ -30,6 +31,19 @@ from ray_nascomp.nni_adapter.quantization import WEIGHT_LIMIT, ActivationScale, 
 
 _MOST_FEATURES = 3200
 """What a layer may read for an output: beyond, compensation takes seconds a layer."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A layer's weight at multiples of its scales.
+
+    Attributes:
+        weight: The weight, in its own shape.
+        scales: The scales.
+    """
+
+    weight: Tensor
+    scales: LayerScales
 
 
 def quantize_linear(
@@ -62,12 +76,18 @@ def quantize_linear(
     for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches):
         if observed.count:
             smoothed, seen = smooth_observed(network, observed, alphas)
-            calibration.update(_round_layers(network, dict.fromkeys(smoothed.values(), 8), seen))
+            found = _rounded(network, [(name, 8) for name in smoothed.values()], seen)
+            calibration.update(_rounded_in_place(network, dict.fromkeys(smoothed.values(), 8), found))
             renamed.update(smoothed)
     return renamed, calibration
 
 
-def calibrate_layers(network: nn.Module, bits: Mapping[str, int], batches: Sequence[Any]) -> Calibration:
+def calibrate_layers(
+    network: nn.Module,
+    bits: Mapping[str, int],
+    batches: Sequence[Any],
+    known: MutableMapping[tuple[str, int], Rounded] | None = None,
+) -> Calibration:
     """Rounds the weights of layers in place and gives the scales of their integers.
 
     With 8 bits inputs become integers too, in the range that they have on the data, padding left out; with
@@ -78,6 +98,9 @@ def calibrate_layers(network: nn.Module, bits: Mapping[str, int], batches: Seque
         network: The network in evaluation mode, on the CPU; changed in place.
         bits: Name of a layer -> bits of its weight, 1..8; linear layers and convolutions are rounded.
         batches: Inputs of calibration batches; some hundred samples will do.
+        known: (layer, bits) -> what was found when the same layers of the same network were rounded before,
+            in whatever bits. If something is missing, each layer is added in all bits that any layer has here;
+            but for networks of which not all is observed at once, where one layer's bits change what the next reads.
 
     Raises:
         ConfigError: If there are no batches.
@@ -85,10 +108,22 @@ def calibrate_layers(network: nn.Module, bits: Mapping[str, int], batches: Seque
     names = with_own_weights(network, [name for name in bits if _is_in_reach(network.get_submodule(name))])
     if bits and not batches:
         raise ConfigError("batches: none were given, at least one is needed to see the layers' inputs")
+    if not names:
+        return {}
+    wanted = {name: bits[name] for name in names}
+    if known is not None and wanted.items() <= known.keys():
+        return _rounded_in_place(network, wanted, known)
+    groups = shared_inputs(network, names, batches[0])
+    keeps = known is not None and are_seen_at_once(network, groups)
     calibration: Calibration = {}
-    for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches) if names else ():
-        if observed.count:
-            calibration.update(_round_layers(network, {name: bits[name] for name in observed.layers}, observed))
+    for observed in observe_inputs(network, groups, batches):
+        if not observed.count:
+            continue
+        every = [(name, count) for name in observed.layers for count in sorted(set(wanted.values()))]
+        found = _rounded(network, every if keeps else [(name, wanted[name]) for name in observed.layers], observed)
+        calibration.update(_rounded_in_place(network, {name: wanted[name] for name in observed.layers}, found))
+        if known is not None and keeps:
+            known.update(found)
     return calibration
 
 
@@ -96,20 +131,35 @@ def _is_in_reach(layer: nn.Module) -> bool:
     return isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and parts_and_width(layer)[1] <= _MOST_FEATURES
 
 
-def _round_layers(network: nn.Module, bits: Mapping[str, int], observed: ObservedInput) -> Calibration:
-    """Rounds the weights of layers that read one input, in place."""
+def _rounded(
+    network: nn.Module, wanted: Iterable[tuple[str, int]], observed: ObservedInput
+) -> dict[tuple[str, int], Rounded]:
+    """The weights of layers that read one input, each in some bits."""
     assert observed.covariance is not None
     inputs = ActivationScale(*affine_range(float(observed.lowest.min()), float(observed.highest.max())))
-    spread = error_spread(observed.covariance) if max(bits.values()) > 1 else None
+    wanted = list(wanted)
+    spread = error_spread(observed.covariance) if any(count > 1 for _, count in wanted) else None
+    found = {}
+    for name, count in wanted:
+        weight: Any = network.get_submodule(name).weight
+        scales = weight_scales(weight, count, inputs if count == 8 else None)
+        if spread is None or count == 1:
+            rounded = _nearest(weight, scales)
+        else:
+            rounded = round_compensated(weight.detach(), torch.from_numpy(scales.weight), scales.limit, spread)
+        found[name, count] = Rounded(rounded, scales)
+    return found
+
+
+def _rounded_in_place(
+    network: nn.Module, bits: Mapping[str, int], known: Mapping[tuple[str, int], Rounded]
+) -> Calibration:
+    """Gives layers their rounded weights; returns the scales."""
     calibration: Calibration = {}
     for name, count in bits.items():
         weight: Any = network.get_submodule(name).weight
-        calibration[name] = found = weight_scales(weight, count, inputs if count == 8 else None)
-        if spread is None or count == 1:
-            rounded = _nearest(weight, found)
-        else:
-            rounded = round_compensated(weight.detach(), torch.from_numpy(found.weight), found.limit, spread)
-        weight.data.copy_(rounded)
+        weight.data.copy_(known[name, count].weight)
+        calibration[name] = known[name, count].scales
     return calibration
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from ray_nascomp.compression.attention import find_attentions
 from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.compression.smooth import ALPHAS, Smoothed, smooth
 from ray_nascomp.compression.stand_ins import replace_module
-from ray_nascomp.compression.static import calibrate_layers, quantize_linear
+from ray_nascomp.compression.static import Rounded, calibrate_layers, quantize_linear
 from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.outputs import unfollowed_convolutions
 from ray_nascomp.deployment.recurrent import lstms_with_floating_inputs, round_recurrent
@@ -85,8 +86,17 @@ class Prepared:
         )
 
 
-def prepare(candidate: Candidate, task: Task) -> Prepared:
-    """A copy of the candidate's network, ready; the candidate keeps its own."""
+def prepare(
+    candidate: Candidate, task: Task, known: MutableMapping[tuple[str, int], Rounded] | None = None
+) -> Prepared:
+    """A copy of the candidate's network, ready; the candidate keeps its own.
+
+    Args:
+        candidate: The candidate.
+        task: Gives calibration data.
+        known: What was found for the same network and the same quantized layers in whatever bits; what "ptq"
+            finds is added. Of transformers nothing: what is smoothed there hangs on the bits.
+    """
     network = copy.deepcopy(candidate.network).cpu().eval()
     method, scales = candidate.plan.quantize.method, dict(candidate.calibration)
     if candidate.is_prepared:
@@ -95,7 +105,7 @@ def prepare(candidate: Candidate, task: Task) -> Prepared:
         layers, inputs = _fold(network, candidate, task), _calibration_inputs(task)
         smoothed, scales = quantize_linear(network, layers, inputs) if layers else ({}, scales)
         others = {name: bits for name, bits in candidate.bits.items() if name not in smoothed}
-        scales |= calibrate_layers(network, others, inputs)
+        scales |= calibrate_layers(network, others, inputs, None if layers else known)
     else:
         smoothed = _fold_and_smooth(network, candidate, task)
     recurrent = {

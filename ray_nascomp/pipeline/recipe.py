@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import cloudpickle
@@ -66,6 +67,10 @@ class Recipe:
             quantized: Whether the last of them trained with simulated integers.
         """
         return _text([self._structure, self._finetune, epochs, self._quantize if quantized else None])
+
+    def rounded(self, state: str, layers: Iterable[str]) -> str:
+        """What the integers of some layers are made from, in whatever bits; `state` is the network's own text."""
+        return _text([state, "rounded", sorted(layers)])
 
     def exported(self, state: str) -> str:
         """What the exported file of a network is made from; `state` is the network's own text."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -12,12 +13,15 @@ from typing import Any
 
 import cloudpickle
 import torch
+from torch import Tensor
 
+from ray_nascomp.compression.static import Rounded
 from ray_nascomp.nni_adapter.output_forms import OutputForm
+from ray_nascomp.nni_adapter.scales import ActivationScale, LayerScales
 from ray_nascomp.pipeline.candidate import Candidate
 from ray_nascomp.pipeline.recipe import Recipe, code_digest
 from ray_nascomp.pipeline.snapshot import Snapshot
-from ray_nascomp.pipeline.stage_cache import StageCache
+from ray_nascomp.pipeline.stage_cache import Entry, StageCache
 from ray_nascomp.plan import CompressionPlan
 from ray_nascomp.tasks.base import Task
 from ray_nascomp.tasks.calling import device_of, tensors_of
@@ -115,6 +119,16 @@ class Reuse:
         tensor = torch.frombuffer(bytearray(file.content), dtype=torch.uint8)
         self._cache.write(self._key(text, task), {"file": tensor}, facts)
 
+    @contextmanager
+    def roundings(self, text: str, task: Task) -> Iterator[dict[tuple[str, int], Rounded]]:
+        """(layer, bits) -> weights that were rounded before; what the block adds is kept as well."""
+        entry = self._cache.read(self._key(text, task))
+        known = _roundings(entry) if entry is not None else {}
+        before = len(known)
+        yield known
+        if len(known) > before:
+            self._cache.write(self._key(text, task), *_parts(known))
+
     def count(self, hit: bool, stages: int = 1) -> None:
         """Counts stages that were taken, or carried out."""
         self.hits += stages * hit
@@ -127,6 +141,26 @@ class Reuse:
     def _key(self, text: str, task: Task) -> str:
         parts = (self._origin, self._machine, device_of(task.model).type, text)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _parts(known: Mapping[tuple[str, int], Rounded]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Roundings as an entry's tensors and facts."""
+    tensors, layers = {}, []
+    for number, ((name, bits), rounded) in enumerate(known.items()):
+        tensors[f"{number}.weight"] = rounded.weight.contiguous()
+        tensors[f"{number}.scales"] = torch.from_numpy(rounded.scales.weight)
+        inputs = rounded.scales.input
+        layers.append([name, bits, None if inputs is None else [inputs.scale, inputs.zero_point]])
+    return tensors, {"layers": layers}
+
+
+def _roundings(entry: Entry) -> dict[tuple[str, int], Rounded]:
+    known = {}
+    for number, (name, bits, inputs) in enumerate(entry.facts["layers"]):
+        scales = entry.tensors[f"{number}.scales"].numpy()
+        read = None if inputs is None else ActivationScale(*inputs)
+        known[name, bits] = Rounded(entry.tensors[f"{number}.weight"], LayerScales(scales, read, None, bits))
+    return known
 
 
 def origin_of(task: Task) -> str:

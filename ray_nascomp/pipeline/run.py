@@ -20,7 +20,7 @@ from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.pipeline import measure
 from ray_nascomp.pipeline.candidate import Candidate, make_candidate
 from ray_nascomp.pipeline.memory import return_freed_memory
-from ray_nascomp.pipeline.prepare import prepare, prepare_for_training, training_session
+from ray_nascomp.pipeline.prepare import Prepared, prepare, prepare_for_training, training_session
 from ray_nascomp.pipeline.recipe import Recipe
 from ray_nascomp.pipeline.report import Measurement, infeasible_metrics, metrics_of
 from ray_nascomp.pipeline.reuse import KeptFile, Reuse
@@ -178,7 +178,7 @@ class CompressionRun:
             return Measurement(self.artifact.value, "exported", self.artifact)
         if simulation is None:
             with self._clock("quantize"):
-                prepared = prepare(self.candidate, self.task)
+                prepared = self._prepared(text)
                 simulation = measure.simulate(prepared, self.task, self.outputs)
         assert self._first is not None
         return Measurement(simulation.value, "finetuned", self._first)
@@ -242,14 +242,14 @@ class CompressionRun:
             simulation: The network under simulated integers, where it is known.
         """
         assert self.candidate is not None
-        text = self.recipe.exported(text)
-        known = self.reuse.file(text, self.task) if self.reuse is not None else None
+        file_text = self.recipe.exported(text)
+        known = self.reuse.file(file_text, self.task) if self.reuse is not None else None
         if known is not None:
             self.outputs = known.outputs
             with self._clock("measure"):
                 return known.simulated, measure.timed(known.content, known.value, known.error, self.task)
         with self._clock("quantize"):
-            prepared = prepare(self.candidate, self.task)
+            prepared = self._prepared(text)
         with self._clock("export"):
             proto = prepared.export(self.task)
             self.outputs = prepared.outputs_to_quantize(proto)
@@ -260,8 +260,16 @@ class CompressionRun:
             artifact = measure.make_artifact(prepared, proto, simulation, self.task)
         if self.reuse is not None:
             file = KeptFile(artifact.content, artifact.value, artifact.error, simulation.value, self.outputs)
-            self.reuse.keep_file(text, self.task, file)
+            self.reuse.keep_file(file_text, self.task, file)
         return simulation.value, artifact
+
+    def _prepared(self, text: str) -> Prepared:
+        """The candidate ready for integers; `text` is what its network is made from."""
+        assert self.candidate is not None
+        if self.reuse is None:
+            return prepare(self.candidate, self.task)
+        with self.reuse.roundings(self.recipe.rounded(text, self.candidate.bits), self.task) as known:
+            return prepare(self.candidate, self.task, known)
 
     def _trains_quantized(self, epoch: int) -> bool:
         """Whether an epoch is one of quantization-aware training: the last quarter, at least one."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ray_nascomp.compression import observe
 from ray_nascomp.compression.fold import fold_batch_norm
 from ray_nascomp.compression.patches import parts_and_width, sample_patches
 from ray_nascomp.compression.rounding import channel_scales, round_nearest
@@ -87,3 +88,36 @@ def test_rounding_that_makes_up_for_errors_keeps_a_convolutional_network_nearer(
     with torch.no_grad():
         exact, *found = (torch.cat([each(batch) for batch in batches]) for each in (network, nearest, compensated))
     assert (found[1] - exact).norm() < 0.5 * (found[0] - exact).norm()
+
+
+def small_network():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 10)]
+    return nn.Sequential(*layers).eval()
+
+
+def test_what_was_rounded_before_is_taken_without_a_look_at_the_data():
+    batches, known = list(torch.randn(32, 3, 6, 6).split(16)), {}
+    first = {"0": 8, "2": 4, "4": 4}
+    calibrate_layers(small_network(), first, batches, known)
+    assert set(known) == {(name, bits) for name in first for bits in (4, 8)}
+    for bits in (first, {"0": 4, "2": 8, "4": 4}):
+        taken, fresh = small_network(), small_network()
+        found = calibrate_layers(taken, bits, [None], known)
+        for name, scales in calibrate_layers(fresh, bits, batches).items():
+            assert (found[name].bits, found[name].input) == (scales.bits, scales.input)
+            assert (found[name].weight == scales.weight).all()
+            assert torch.equal(taken.get_submodule(name).weight, fresh.get_submodule(name).weight)
+    calibrate_layers(small_network(), {**first, "0": 3}, batches, known)
+    assert {("0", 3), ("2", 3), ("0", 8)} <= set(known)
+
+
+def test_nothing_is_kept_where_one_layers_bits_change_what_the_next_reads(monkeypatch):
+    monkeypatch.setattr(observe, "_MEMORY", 1)
+    known, bits = {}, {"0": 8, "2": 4, "4": 4}
+    network, plain = small_network(), small_network()
+    batches = list(torch.randn(32, 3, 6, 6).split(16))
+    calibrate_layers(network, bits, batches, known)
+    calibrate_layers(plain, bits, batches)
+    assert not known
+    assert torch.equal(network[4].weight, plain[4].weight)

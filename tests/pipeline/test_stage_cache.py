@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import ray_nascomp as nc
+from ray_nascomp.compression import static
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.pipeline import CompressionRun, recipe
 from ray_nascomp.pipeline import run as run_module
@@ -130,6 +131,23 @@ def test_results_with_and_without_the_cache_are_the_same_bits(digits_task, tmp_p
         assert plain == filled == taken
         assert content == again
         assert misses == 0
+
+
+def test_other_bits_of_a_network_in_the_cache_are_what_they_are_without_it(digits_task, tmp_path, monkeypatch):
+    cache = StageCache(tmp_path)
+    names = digits_task.spec.quantizable_names
+    several = [
+        {**PTQ, "quantize": {"bits": {name: 4 if index % 3 == rest else 8 for index, name in enumerate(names)}}}
+        for rest in range(3)
+    ]
+    plain = [metrics_of(digits_task, config)[:2] for config in several]
+    metrics_of(digits_task, several[0], cache=cache)
+
+    def forbidden(*_arguments):
+        raise AssertionError("observed again")
+
+    monkeypatch.setattr(static, "observe_inputs", forbidden)
+    assert [metrics_of(digits_task, config, cache=cache)[:2] for config in several[1:]] == plain[1:]
 
 
 def test_what_plans_begin_with_is_shared_and_nothing_else(digits_task, tmp_path):
