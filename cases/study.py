@@ -286,8 +286,6 @@ class Study:
             The folder's name, and what was measured on validation data.
         """
         front = self.best_of(results, self.budget.variants)
-        if not front:
-            raise SystemExit(f"no trial was completed: {results}; what became of each is in {self.folder}")
         samples = self.budget.final_epochs * len(self.final_task.train_data)
         longer = samples / (self.budget.trial_epochs * len(self.task.train_data))
         finished = {
@@ -301,6 +299,8 @@ class Study:
         """The most accurate completed trials within the limits, then those least beyond them; of equals the smaller."""
         goal = self.goal
         completed = [trial for trial in results.trials if trial.status == "completed"]
+        if not completed:
+            raise SystemExit(f"no trial was completed: {results}; what became of each is in {self.folder}")
         completed.sort(
             key=lambda trial: (goal.violation(trial.metrics), -trial.metrics["accuracy"], -gain(trial.metrics))
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ray.tune.result import AUTO_RESULT_KEYS, DEFAULT_EXPERIMENT_INFO_KEYS
 from ray.tune.search import Searcher
 
 from ray_nascomp.errors import ConfigError
@@ -37,6 +38,7 @@ _TRIES = 64
 _RANDOM_TRIES = 2000
 _SPREAD_DRAWS = 12
 _LADDER = (0.0, 0.5, 0.25, 0.75)
+_OF_TUNE = {*AUTO_RESULT_KEYS, *DEFAULT_EXPERIMENT_INFO_KEYS, "done"}
 
 
 class GoalSearcher(SavedSearcher):
@@ -94,6 +96,7 @@ class GoalSearcher(SavedSearcher):
         self._known = KnownCosts(cost_model, goal.constraints)
         self._warm_start = read_observations(warm_start)
         self._ladder: list[dict[str, Any]] | None = None
+        self._has_warned = False
 
     @abstractmethod
     def propose(self) -> dict[str, Any]:
@@ -164,6 +167,8 @@ class GoalSearcher(SavedSearcher):
             return
         if result is not None:
             reports[_iteration(result)] = self._relevant(result)
+            if not error:
+                self._warn_of_unreported(result, reports.values())
         last = max(reports, default=0)
         metrics = reports.get(last, {})
         if not error and metrics.get("feasible") is False:
@@ -340,6 +345,20 @@ class GoalSearcher(SavedSearcher):
 
     def observed(self, observation: Observation, reports: Mapping[int, Mapping[str, Any]]) -> None:
         """Called once for every observation, with the trial's reports by training iteration."""
+
+    def _warn_of_unreported(self, result: Mapping[str, Any], reports: Iterable[Mapping[str, Any]]) -> None:
+        """Says once, and not at the end, that a trainable of one's own reports nothing under a metric's name."""
+        missing = [name for name in self.goal.metrics if not any(name in report for report in reports)]
+        if self._has_warned or not missing or result.get("feasible") is False:
+            return
+        self._has_warned = True
+        reported = sorted(name for name in result if name not in _OF_TUNE and "/" not in name)
+        logger.warning(
+            "the goal looks at %s, which a trial has not reported: it counts as failed, and so will all that report "
+            "the same: %s",
+            ", ".join(map(repr, missing)),
+            ", ".join(reported) or "nothing",
+        )
 
     def _relevant(self, result: Mapping[str, Any]) -> dict[str, Any]:
         wanted = (*self.goal.metrics, "feasible", "final", "reason")

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_nascomp.deployment.runtime import ENOUGH, Latency, compare_latency, make_session
+from ray_nascomp.deployment.runtime import Latency, make_session, trial_latency
 from ray_nascomp.errors import ConfigError
 
 Timer = Callable[[bytes, bytes, Any, Sequence[str]], Latency]
@@ -57,4 +57,4 @@ def timer_elsewhere(resources: Mapping[str, float]) -> Timer:
 
 
 def _compare(original: bytes, compressed: bytes, inputs: Any, names: Sequence[str]) -> Latency:
-    return compare_latency(make_session(original), make_session(compressed), inputs, names, enough=ENOUGH)
+    return trial_latency(make_session(original), make_session(compressed), inputs, names)

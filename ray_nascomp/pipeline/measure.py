@@ -17,7 +17,7 @@ from ray_nascomp.deployment.elsewhere import Timer
 from ray_nascomp.deployment.export import ExportError
 from ray_nascomp.deployment.qdq import insert_quantization
 from ray_nascomp.deployment.recurrent import quantize_recurrent
-from ray_nascomp.deployment.runtime import ENOUGH, Latency, compare_latency, make_session, session_predictor
+from ray_nascomp.deployment.runtime import Latency, make_session, session_predictor, trial_latency
 from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
 from ray_nascomp.pipeline.prepare import Prepared
@@ -195,5 +195,5 @@ def _timed(content: bytes, session: onnxruntime.InferenceSession, value: float, 
     if task in _timers:
         latency = _timers[task](baseline.content, content, inputs, task.input_names)
     else:
-        latency = compare_latency(baseline.session, session, inputs, task.input_names, enough=ENOUGH)
+        latency = trial_latency(baseline.session, session, inputs, task.input_names)
     return Artifact(content, value, error, latency)

@@ -376,3 +376,22 @@ def test_drives_an_ordinary_trainable(ray_session, tmp_path):
     assert len(results) == 20
     assert {trial.status for trial in results.trials} == {"completed"}
     assert results.best("price").metrics["price"] < 0.5
+
+
+def test_a_metric_that_is_never_reported_is_named_after_the_first_trial(caplog):
+    goal = nc.Goal([nc.Objective("accuracy"), nc.Objective("latencyms", "min")])
+    searcher = EvolutionarySearch(goal, seed=0)
+    searcher.set_search_properties(None, None, SPACE)
+    for trial_id, result in (
+        ("infeasible", {"feasible": False, "training_iteration": 1}),
+        ("early", {"accuracy": 0.9, "latencyms": float("nan"), "training_iteration": 1}),
+    ):
+        searcher.suggest(trial_id)
+        searcher.on_trial_complete(trial_id, result)
+    assert not caplog.records
+    for trial_id in ("first", "second"):
+        searcher.suggest(trial_id)
+        searcher.on_trial_complete(trial_id, {"accuracy": 0.9, "latency_ms": 2.0, "training_iteration": 1, "pid": 7})
+    (warning,) = caplog.messages
+    assert "'latencyms'" in warning
+    assert warning.endswith(": accuracy, latency_ms")
