@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from study import Study
 
@@ -42,17 +44,28 @@ def sequence_search(study: Study) -> nc.Results:
     """
     space: dict[str, Any] = {**study.space}
     start = gentle_config(study.space)
-    for stage, folder in zip(_STAGES, _FOLDERS["sequence"], strict=True):
+    left = study.budget.trials
+    for number, (stage, folder) in enumerate(zip(_STAGES, _FOLDERS["sequence"], strict=True)):
         fixed = {key: start[key] if key in start and key not in stage else space[key] for key in space}
-        results = study.search(
-            folder,
-            lambda: HybridSearch(study.goal, nc.CostModel(study.task), seed=study.seed),
-            {key: _merged(space[key], fixed[key]) for key in space},
-            max(1, study.budget.trials // len(_STAGES)),
-        )
+        searched = {key: _merged(space[key], fixed[key]) for key in space}
+        share = max(1, left // (len(_STAGES) - number))
+        results = study.search(folder, partial(_stage_searcher, study, searched), searched, share)
+        left -= len(results)
         (best,) = study.best_of(results, 1)
         start = {**start, **{key: best.config[key] for key in stage if key in best.config}}
     return results
+
+
+def _stage_searcher(study: Study, space: Mapping[str, Any]) -> HybridSearch:
+    """The joint search's own searcher; limits on known costs that no config here keeps are left to a later stage."""
+    costs = nc.CostModel(study.task)
+    probe = HybridSearch(study.goal, costs, seed=study.seed)
+    probe.set_search_properties(None, None, dict(space))
+    if probe.suggest("probe") != Searcher.FINISHED:
+        return HybridSearch(study.goal, costs, seed=study.seed)
+    known = costs({})
+    measured = [constraint for constraint in study.goal.constraints if constraint.metric not in known]
+    return HybridSearch(nc.Goal(study.goal.objectives, measured), costs, seed=study.seed)
 
 
 def _merged(domains: Any, values: Any) -> Any:
