@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,3 +160,16 @@ def test_copies_of_sentences_have_some_tokens_of_others_between_their_own_ends(m
     assert set(copies["input_ids"][inside].tolist()) <= set(tokens[inside].tolist())
     assert changed[inside].float().mean() == pytest.approx(0.15, abs=0.01)
     assert torch.equal(copies["attention_mask"], mask)
+
+
+def test_a_stage_that_cannot_keep_to_a_limit_alone_is_searched_without_it(monkeypatch, digits_task):
+    monkeypatch.syspath_prepend(str(CASES))
+    rivals = importlib.import_module("rivals")
+    space = {"quantize": {"bits": {name: nc.bits([4, 8]) for name in digits_task.spec.quantizable_names}}}
+    measured, size = nc.Constraint("accuracy_drop", "<=", 0.1), nc.Constraint("size_ratio", ">=", 2)
+    for known, kept in ((size, (measured, size)), (nc.Constraint("params", "<=", 10), (measured,))):
+        goal = nc.Goal([nc.Objective("accuracy")], [measured, known])
+        searcher = rivals._stage_searcher(SimpleNamespace(task=digits_task, goal=goal, seed=0), space)
+        assert searcher.goal.constraints == kept
+        searcher.set_search_properties(None, None, space)
+        assert searcher.suggest("first")["quantize"]
