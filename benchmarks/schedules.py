@@ -2,13 +2,15 @@
 
     python benchmarks/schedules.py --curves nas_bench_nlp_wikitext2_curves.json.gz --out benchmarks/results
     python benchmarks/schedules.py --trials benchmarks/results/fidelity_digits.json --out benchmarks/results
+    python benchmarks/schedules.py --trials benchmarks/results/fidelity_digits.json --largest-drop 0.03 --out ...
 
 The very schedulers that Tune runs see recorded curves (as syne-tune's simulator does) on four workers: NAS-Bench-NLP
 (345 recurrent cells on WikiText-2, Klyuchnikov et al. 2020, arXiv 2006.07116; validation loss and parameters, which
 are known) or trials of `fidelity.py` (accuracy and bytes, which are known). Trials come in a random order, the same
 for all schedulers. FIFO runs as many as its share of the pool, each in full; the others may use the whole pool within
 FIFO's epochs. ASHA and HyperBand see one metric: the quality alone, the product with the cost, or weights in between;
-the best of these in hindsight is what ours is compared with.
+the best of these in hindsight is what ours is compared with. With `--largest-drop` the accuracy may fall by so much at
+most, only what keeps to that counts, and ASHA and HyperBand may also see the goal's own score.
 """
 
 from __future__ import annotations
@@ -28,23 +30,31 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, TrialScheduler
 
-from ray_nascomp import Goal, Objective
+from ray_nascomp import Constraint, Goal, Objective
 from ray_nascomp.pareto import hypervolume
 from ray_nascomp.schedulers import ParetoASHAScheduler
 
 WORKERS = 4
 SHARES = (0.1, 0.25, 0.5, 1.0)
+_LARGEST_DROP = 0.1
+"""Accuracy lost from which on a trial is worth nothing."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Recorded trials: qualities and costs as losses in [0, 1], and seconds of each step."""
+    """Recorded trials: qualities and costs as losses in [0, 1], seconds of each step, and the worst quality allowed."""
 
     name: str
     quality: list[list[float]]
     cost: list[float]
     seconds: list[float]
     fifo_trials: int
+    worst: float = 1.0
+
+    @property
+    def goal(self) -> Goal:
+        constraints = [Constraint("quality", "<=", self.worst)] if self.worst < 1 else []
+        return Goal([Objective("quality", "min"), Objective("cost", "min")], constraints)
 
     @property
     def steps(self) -> int:
@@ -96,7 +106,7 @@ class Replay:
             time = self.done[trial.trial_id] = self.done[trial.trial_id] + 1
             quality, cost = self.pool.quality[row][time - 1], self.pool.cost[row]
             yield now, quality, cost
-            result = report(quality, cost, time)
+            result = report(self.pool.goal, quality, cost, time)
             if time == len(self.pool.quality[row]):
                 self.end(trial)
                 self.scheduler.on_trial_complete(self, trial, result)
@@ -112,9 +122,12 @@ class Replay:
                 self.scheduler.on_trial_complete(self, trial, result)
 
 
-def report(quality: float, cost: float, time: int) -> dict[str, Any]:
+def report(goal: Goal, quality: float, cost: float, time: int) -> dict[str, Any]:
+    known = {"quality": quality, "cost": cost, "training_iteration": time}
     scalars = {f"weighted_{weight:g}": (1 - weight) * quality + weight * cost for weight in (0.0, 0.1, 0.25, 0.5)}
-    return {"quality": quality, "cost": cost, "product": quality * cost, "training_iteration": time, **scalars}
+    if goal.constraints:
+        scalars["minus_score"] = -goal.score(known)
+    return {**known, "product": quality * cost, **scalars}
 
 
 def nas_bench_nlp(path: Path) -> Pool:
@@ -130,24 +143,25 @@ def nas_bench_nlp(path: Path) -> Pool:
     )
 
 
-def recorded_trials(path: Path) -> Pool:
+def recorded_trials(path: Path, largest_drop: float) -> Pool:
     record = json.loads(path.read_text())
     rows = record["trials"]
     drop, size = np.array([row["accuracy_drop"] for row in rows]), np.log([row["size_mb"] for row in rows])
     best = float(drop.min())
     return Pool(
         record["task"],
-        ((drop - best) / (0.1 - best)).tolist(),
+        ((drop - best) / (_LARGEST_DROP - best)).tolist(),
         ((size - size.min()) / (size.max() - size.min())).tolist(),
         [row["seconds"] / len(row["accuracy"]) for row in rows],
         fifo_trials=len(rows) // 3,
+        worst=(min(largest_drop, _LARGEST_DROP) - best) / (_LARGEST_DROP - best),
     )
 
 
-def schedulers(steps: int) -> dict[str, Callable[[], TrialScheduler]]:
-    goal = Goal([Objective("quality", "min"), Objective("cost", "min")])
+def schedulers(pool: Pool) -> dict[str, Callable[[], TrialScheduler]]:
+    goal, steps = pool.goal, pool.steps
     made: dict[str, Callable[[], TrialScheduler]] = {"fifo": FIFOScheduler}
-    for metric in [name for name in report(0.0, 0.0, 1) if name.startswith(("weighted", "product"))]:
+    for metric in [name for name in report(goal, 0.0, 0.0, 1) if name.startswith(("weighted", "product", "minus"))]:
         named = {"metric": metric, "mode": "min", "max_t": steps, "reduction_factor": 3}
         made[f"asha {metric}"] = lambda named=named: ASHAScheduler(grace_period=1, **named)
         made[f"hyperband {metric}"] = lambda named=named: HyperBandScheduler(**named)
@@ -167,7 +181,7 @@ def curve(pool: Pool, seed: int, make: Callable[[], TrialScheduler], limit: int)
         point = np.array([quality, cost])
         if math.isfinite(quality) and not (front <= point).all(axis=1).any():
             front = np.vstack([front[~(front >= point).all(axis=1)], point])
-            best = hypervolume(front, np.array([1.0, 1.0001]))
+            best = hypervolume(front, np.array([pool.worst, 1.0001])) / pool.worst
         values.append((seconds, best))
         if len(values) == limit:
             break
@@ -178,11 +192,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", type=Path, help="NAS-Bench-NLP's curves, .json.gz")
     parser.add_argument("--trials", type=Path, help="output of fidelity.py")
+    parser.add_argument("--largest-drop", type=float, default=_LARGEST_DROP, help="of trials' accuracy (default: 0.1)")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--out", type=Path, required=True, help="folder for the raw output")
     arguments = parser.parse_args()
     if arguments.trials is not None:
-        pool = recorded_trials(arguments.trials)
+        pool = recorded_trials(arguments.trials, arguments.largest_drop)
     elif arguments.curves is not None and arguments.curves.exists():
         pool = nas_bench_nlp(arguments.curves)
     else:
@@ -192,7 +207,7 @@ def main() -> None:
     limit = pool.fifo_trials * pool.steps
     runs: dict[str, list[dict[str, Any]]] = {}
     fifo: dict[int, float] = {}
-    for name, make in schedulers(pool.steps).items():
+    for name, make in schedulers(pool).items():
         runs[name] = []
         for seed in range(arguments.seeds):
             values = curve(pool, seed, make, limit)
@@ -207,7 +222,8 @@ def main() -> None:
                 }
             )
     record = {"pool": pool.name, "epochs": limit, "shares": SHARES, "runs": runs}
-    (arguments.out / f"schedules_{pool.name}.json").write_text(json.dumps(record) + "\n")
+    drop = f"_drop{100 * arguments.largest_drop:g}" if pool.worst < 1 else ""
+    (arguments.out / f"schedules_{pool.name}{drop}.json").write_text(json.dumps(record) + "\n")
     fifo_seconds = np.mean([run["seconds_to_fifo"] for run in runs["fifo"]])
     for name, rows in runs.items():
         epochs = [row["epochs_to_fifo"] for row in rows]

@@ -31,6 +31,9 @@ from ray_nascomp.space import Space
 
 logger = logging.getLogger(__name__)
 
+_TOLERATED = 0.5
+"""Share of violating members that count as feasible for now: a population that hardly breaks a constraint stays one."""
+
 
 @dataclass
 class _Member:
@@ -231,7 +234,8 @@ class CompressionPBTScheduler(FIFOScheduler):
             if other.trial_id in members:  # What num_to_keep has deleted since is no one's to go on from.
                 members[other.trial_id].checkpoint = self._saved(other).get(milestone)
         losses = np.array([member.losses for member in members.values()], dtype=float)
-        order = most_promising(losses, np.array([member.violation for member in members.values()]))
+        violations = np.array([member.violation for member in members.values()])
+        order = most_promising(losses, violations, _TOLERATED)
         names = list(members)
         place = order.tolist().index(names.index(trial.trial_id))
         is_dominated = ranks(losses, np.zeros(len(losses)))[names.index(trial.trial_id)] > 0

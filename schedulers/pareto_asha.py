@@ -25,6 +25,9 @@ CostFunction = Callable[[Mapping[str, Any]], Mapping[str, float]]
 _GRACE_PERIOD = 2
 """From benchmarks/schedules.py: what is seen before training misleads; a later first rung only costs epochs."""
 
+_TOLERATED = 0.9
+"""From the same: with a stricter bar what is compressed most never gets the epochs in which it recovers."""
+
 
 class ParetoASHAScheduler(FIFOScheduler):
     """Stops trials that are not among the most promising at a rung.
@@ -163,7 +166,8 @@ class ParetoASHAScheduler(FIFOScheduler):
         position = list(rung).index(trial_id)
         if self._feasible == {trial_id} or (violations[position] == 0 and (violations == 0).sum() == 1):
             return True
-        return position in most_promising(losses, violations)[: math.ceil(len(rung) / self._reduction_factor)]
+        going_on = math.ceil(len(rung) / self._reduction_factor)
+        return position in most_promising(losses, violations, _TOLERATED)[:going_on]
 
     def _note_feasibility(self, trial_id: str, result: Mapping[str, Any]) -> None:
         if self.goal.is_feasible(result):

@@ -7,23 +7,24 @@ import numpy as np
 from ray_nascomp.pareto import best_first
 
 
-def most_promising(losses: np.ndarray, violations: np.ndarray) -> np.ndarray:
+def most_promising(losses: np.ndarray, violations: np.ndarray, tolerated: float) -> np.ndarray:
     """Positions of results, those that are most worth going on with first.
 
     Early in training most compressed models still break an accuracy constraint, the most
-    compressed ones worst. So the bar is relative: results whose violation is at most the
-    median of those that violate count as feasible for now. Among these come lower
-    non-dominated ranks first, and within a rank what is crowded least (NSGA-II). The others
-    follow by violation. Results with NaN come last.
+    compressed ones worst. So the bar is relative: of the results that violate, so large a share
+    counts as feasible for now. Among these come lower non-dominated ranks first, and within a
+    rank what is crowded least (NSGA-II). The others follow by violation. Results with NaN come
+    last.
 
     Args:
         losses: Objectives to minimise, shape `(n, m)`.
         violations: Constraint violations, shape `(n,)`, 0 for feasible results.
+        tolerated: The share, 0..1.
 
     Returns:
         Shape `(n,)`.
     """
     violations = np.where(np.isnan(losses).any(axis=1), np.inf, violations)
     violating = violations[(violations > 0) & np.isfinite(violations)]
-    bar = float(np.median(violating)) if len(violating) else 0.0
+    bar = float(np.quantile(violating, tolerated)) if len(violating) else 0.0
     return best_first(losses, np.where(violations <= bar, 0.0, violations))

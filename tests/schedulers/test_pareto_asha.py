@@ -55,12 +55,21 @@ def test_the_last_feasible_trial_is_never_stopped():
 def test_the_bar_for_constraints_is_relative_while_all_violate():
     losses = np.array([[0.0], [1.0], [-9.0], [-8.0]])
     violations = np.array([0.2, 0.1, 5.0, 6.0])
-    assert [sorted(most_promising(losses, violations)[:count]) for count in (1, 2, 3, 4)] == [
+    assert [sorted(most_promising(losses, violations, 0.5)[:count]) for count in (1, 2, 3, 4)] == [
         [0],
         [0, 1],
         [0, 1, 2],
         [0, 1, 2, 3],
     ]
+
+
+def test_of_trials_that_all_violate_early_the_most_compressed_go_on_but_for_the_worst():
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=2)
+    drops = np.linspace(0.2, 0.6, 12)
+    for number, drop in enumerate(drops):  # What is smaller drops more: a front.
+        report(scheduler, f"t{number}", 1, 1 - drop, drop, drop=drop)
+    assert report(scheduler, "small", 1, 0.45, 0.8, drop=0.55) == TrialScheduler.CONTINUE
+    assert report(scheduler, "hopeless", 1, 0.1, 0.9, drop=0.9) == TrialScheduler.STOP
 
 
 def test_broken_results_come_last_and_stop_nothing_else():
@@ -74,10 +83,10 @@ def test_broken_results_come_last_and_stop_nothing_else():
 
 def test_order_within_a_front_spreads_out():
     front = np.array([[0.0, 1.0], [0.02, 0.98], [0.5, 0.5], [1.0, 0.0]])
-    assert most_promising(front, np.zeros(4))[:2].tolist() == [0, 3]
-    assert most_promising(front, np.zeros(4))[:3].tolist() == [0, 3, 2]
+    assert most_promising(front, np.zeros(4), 0.5)[:2].tolist() == [0, 3]
+    assert most_promising(front, np.zeros(4), 0.5)[:3].tolist() == [0, 3, 2]
     behind = np.array([[2.0, 2.0], *front.tolist()])
-    assert sorted(most_promising(behind, np.zeros(5))[:4]) == [1, 2, 3, 4]
+    assert sorted(most_promising(behind, np.zeros(5), 0.5)[:4]) == [1, 2, 3, 4]
 
 
 def test_a_retried_trial_is_recorded_once():
