@@ -40,7 +40,9 @@ def run(script: str, *arguments: str | Path, folder: Path) -> str:
 
 def quick_study(case: str, folder: Path, *options: str) -> tuple[Path, dict]:
     """Where a quick study is, and its figures."""
-    run("run.py", case, "--quick", "--data", DATA[case], "--output", folder / "out", *options, folder=folder)
+    # Two threads wait for each other where other tests run beside.
+    options = ("--quick", "--cores", "1", *options)
+    run("run.py", case, *options, "--data", DATA[case], "--output", folder / "out", folder=folder)
     study = folder / "out" / f"{case}_quick" / "seed0"
     return study, json.loads((study / "result.json").read_text())
 
