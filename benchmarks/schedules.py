@@ -32,7 +32,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
 
 from ray_nascomp import Constraint, Goal, Objective
 from ray_nascomp.pareto import hypervolume
-from ray_nascomp.schedulers import ParetoASHAScheduler
+from ray_nascomp.schedulers import FeasibilityScheduler, ParetoASHAScheduler
 
 WORKERS = 4
 SHARES = (0.1, 0.25, 0.5, 1.0)
@@ -165,6 +165,8 @@ def schedulers(pool: Pool) -> dict[str, Callable[[], TrialScheduler]]:
         named = {"metric": metric, "mode": "min", "max_t": steps, "reduction_factor": 3}
         made[f"asha {metric}"] = lambda named=named: ASHAScheduler(grace_period=1, **named)
         made[f"hyperband {metric}"] = lambda named=named: HyperBandScheduler(**named)
+    if goal.constraints:
+        made["feasibility"] = lambda: FeasibilityScheduler(goal, steps)
     for grace in (1, 2, 3):
         made[f"pareto_asha grace {grace}"] = lambda grace=grace: ParetoASHAScheduler(goal, steps, grace)
     return made

@@ -1,8 +1,8 @@
 """Stops trials that will not reach the goal's constraints; wraps any other scheduler.
 
-Each constrained metric's learning curve is extrapolated with uncertainty (see
-`ray_nascomp.schedulers.learning_curve`); a trial ends once it is nearly certain to break a
-constraint when it has run in full.
+Each constrained metric's learning curve is extrapolated with uncertainty, from what has become of
+trials that stood as it stands (see `ray_nascomp.schedulers.learning_curve`); a trial ends once it
+is nearly certain to break a constraint when it has run in full.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from ray_nascomp.goals import Goal, as_float
 from ray_nascomp.schedulers.learning_curve import probability_below
 from ray_nascomp.schedulers.past import past_results
 
+_LEAST, _MOST = 10, 200
+"""Trials that have run in full by which others are judged: more of them say no more."""
+
 
 class FeasibilityScheduler(FIFOScheduler):
     """Stops hopeless trials, and leaves all else to another scheduler.
 
     A trial whose last report fulfils the constraints is never stopped for their sake. A report
     that says `feasible: False` ends its trial at once, for its plan cannot be carried out.
-    After `Tuner.restore` the curves are rebuilt from what the trials have reported.
+    Nothing else is stopped before ten trials have run in full. After `Tuner.restore` the curves are
+    rebuilt from what the trials have reported.
 
     Args:
         goal: Its constraints count. A metric given to `TuneConfig` goes to the other scheduler.
@@ -34,7 +38,7 @@ class FeasibilityScheduler(FIFOScheduler):
         scheduler: The other scheduler; Tune's FIFO if absent. It hears of everything first.
         grace_period: Reports of a metric before it is extrapolated, 2 or more.
         confidence: Probability of breaking a constraint from which on a trial is stopped,
-            above 0.5 and below 1.
+            above 0.5 and below 1; every report is another chance to be wrong.
         time_attr: Reported measure of progress, positive.
 
     Raises:
@@ -47,7 +51,7 @@ class FeasibilityScheduler(FIFOScheduler):
         max_t: float,
         scheduler: TrialScheduler | None = None,
         grace_period: int = 3,
-        confidence: float = 0.95,
+        confidence: float = 0.99,
         time_attr: str = "training_iteration",
     ) -> None:
         super().__init__()
@@ -69,6 +73,7 @@ class FeasibilityScheduler(FIFOScheduler):
         self._time_attr = time_attr
         # Trial -> metric -> time -> value.
         self._curves: dict[str, dict[str, dict[float, float]]] = {}
+        self._in_full: dict[str, None] = {}
         self._stopped: set[str] = set()
 
     @property
@@ -88,8 +93,11 @@ class FeasibilityScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Takes up what a trial of a restored experiment has reported."""
-        for result in past_results(trial):
+        results = past_results(trial)
+        for result in results:
             self._record(trial.trial_id, result)
+        if results and getattr(trial, "status", Trial.PENDING) == Trial.TERMINATED:
+            self._end(trial.trial_id, results[-1])
         self._scheduler.on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -102,8 +110,9 @@ class FeasibilityScheduler(FIFOScheduler):
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Forgets the curve."""
-        self._curves.pop(trial.trial_id, None)
+        """Keeps the curve of a trial that has run in full, and forgets any other."""
+        self._record(trial.trial_id, result)
+        self._end(trial.trial_id, result)
         self._scheduler.on_trial_complete(tune_controller, trial, result)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -134,18 +143,33 @@ class FeasibilityScheduler(FIFOScheduler):
             if math.isfinite(value):
                 curves.setdefault(constraint.metric, {})[time] = value
 
+    def _end(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        if as_float(result.get(self._time_attr)) >= self._max_t and result.get("feasible") is not False:
+            self._in_full[trial_id] = None
+        else:
+            self._curves.pop(trial_id, None)
+
     def _is_hopeless(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         if result.get("feasible") is False:
             return True
-        if as_float(result.get(self._time_attr)) >= self._max_t:
+        time = as_float(result.get(self._time_attr))
+        if time >= self._max_t:
             return False
         for constraint in self.goal.constraints:
             value = as_float(result.get(constraint.metric))
-            curve = sorted(self._curves.get(trial_id, {}).get(constraint.metric, {}).items())
-            if len(curve) < self._grace_period or not constraint.violation(value) > 0:
+            reports = len(self._curves.get(trial_id, {}).get(constraint.metric, {}))
+            others = self._others(constraint.metric, time)
+            if reports < self._grace_period or len(others) < _LEAST or not constraint.violation(value) > 0:
                 continue
-            times, values = np.array(curve).T
-            below = probability_below(times, values, self._max_t, constraint.bound)
+            seen, ends = np.array(others).T
+            below = probability_below(value, seen, ends, constraint.bound)
             if (below if constraint.op == "<=" else 1.0 - below) < 1.0 - self._confidence:
                 return True
         return False
+
+    def _others(self, metric: str, time: float) -> list[tuple[float, float]]:
+        """The values that the last trials to run in full had at a time, and at their ends."""
+        trial_ids = list(self._in_full)[-_MOST:]
+        curves = (self._curves.get(trial_id, {}).get(metric, {}) for trial_id in trial_ids)
+        points = [np.array(sorted(curve.items())).T for curve in curves if curve]
+        return [(float(np.interp(time, times, values)), float(values[-1])) for times, values in points]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.fs
 import pytest
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 import ray_nascomp as nc
@@ -22,33 +25,52 @@ def trial(name="one", **attributes):
 
 def life(scheduler, drops, name="one", metric="drop"):
     """Reports until the trial is stopped; how many it took, None if it was not."""
+    one = trial(name)
     for time, drop in enumerate(drops, start=1):
         result = {"accuracy": 1 - drop, metric: drop, "training_iteration": time}
-        if scheduler.on_trial_result(None, trial(name), result) == TrialScheduler.STOP:
-            return time
+        stopped = scheduler.on_trial_result(None, one, result) == TrialScheduler.STOP
+        if stopped or time == len(drops):
+            scheduler.on_trial_complete(None, one, result)
+            return time if stopped else None
     return None
 
 
-def power_law(end, slope, decay, count=20):
-    return end + slope * np.arange(1.0, count + 1) ** -decay
+def annealed(start, count=20):
+    """Hardly better until the learning rate falls, then a tenth of what it was."""
+    return start * np.concatenate([np.linspace(1, 0.95, count - 5), np.linspace(0.8, 0.1, 5)])
 
 
-def test_a_trial_on_its_way_to_the_bound_goes_on_and_a_flat_one_stops():
-    scheduler = FeasibilityScheduler(GOAL, max_t=20)
-    assert life(scheduler, power_law(-0.01, 0.3, 1.0)) is None
-    assert life(scheduler, np.full(20, 0.3), "flat") == 3
-    assert life(scheduler, power_law(0.1, 0.3, 0.5), "slow") < 6
+def experienced(goal=GOAL, sign=1, metric="drop", count=10):
+    """A scheduler that has seen trials run in full, half of them within the bound in the end."""
+    scheduler = FeasibilityScheduler(goal, max_t=20)
+    for number, start in enumerate(np.linspace(0.01, 0.19, count)):
+        assert life(scheduler, sign * annealed(start), f"before{number}", metric) is None
+    return scheduler
+
+
+def test_a_trial_that_stands_where_none_has_come_back_from_is_stopped():
+    scheduler = experienced()
+    assert life(scheduler, annealed(0.09), "as bad as one that reached it") is None
+    assert life(scheduler, annealed(0.5), "far worse") == 3
+    assert life(scheduler, np.concatenate([annealed(0.05)[:8], np.full(12, 0.5)]), "worse later") in (9, 10)
+
+
+def test_nothing_is_stopped_before_ten_trials_have_run_in_full():
+    scheduler = experienced(count=9)
+    assert life(scheduler, annealed(0.5)[:19], "ended early") is None
+    assert life(scheduler, annealed(0.5), "tenth") is None
+    assert life(scheduler, annealed(0.5), "eleventh") == 3
 
 
 def test_a_constraint_from_below_is_the_mirror_image():
     goal = nc.Goal([nc.Objective("accuracy")], [nc.Constraint("gain", ">=", -0.01)])
-    for curve in (np.full(20, 0.3), power_law(-0.01, 0.3, 1.0), power_law(0.1, 0.3, 0.5)):
-        expected = life(FeasibilityScheduler(GOAL, max_t=20), curve)
-        assert life(FeasibilityScheduler(goal, max_t=20), -curve, metric="gain") == expected
+    for start in (0.09, 0.15, 0.2, 0.5):
+        expected = life(experienced(), annealed(start))
+        assert life(experienced(goal, -1, "gain"), -annealed(start), metric="gain") == expected
 
 
 def test_what_fulfils_the_constraint_now_is_never_stopped_for_its_sake():
-    assert life(FeasibilityScheduler(GOAL, max_t=100), [0.001, 0.003, 0.005, 0.007, 0.009]) is None
+    assert life(experienced(), np.linspace(0.001, 0.0099, 20)) is None
 
 
 def test_a_plan_that_cannot_be_carried_out_ends_at_once():
@@ -57,17 +79,32 @@ def test_a_plan_that_cannot_be_carried_out_ends_at_once():
 
 
 def test_broken_reports_are_passed_over():
-    scheduler = FeasibilityScheduler(GOAL, max_t=20)
+    scheduler = experienced()
     for result in ({}, {"drop": math.nan, "training_iteration": 1}, {"drop": 0.5}, {"training_iteration": 0}):
         assert scheduler.on_trial_result(None, trial(), result) == TrialScheduler.CONTINUE
-    assert life(scheduler, [math.nan, 0.3, math.nan, 0.3, 0.3]) == 5
+    assert life(scheduler, [math.nan, 0.5, math.nan, 0.5, 0.5, 0.5]) == 5
+    assert life(scheduler, [math.nan] * 20, "nothing") is None
+    assert life(scheduler, annealed(0.5), "next") == 3
 
 
-def test_curves_are_rebuilt_after_a_restore():
-    scheduler = FeasibilityScheduler(GOAL, max_t=20, grace_period=2)
-    scheduler.on_trial_add(None, trial(last_result={"drop": 0.3, "training_iteration": 4}))
-    result = {"drop": 0.3, "training_iteration": 5}
+def test_curves_are_rebuilt_after_a_restore(tmp_path):
+    scheduler = FeasibilityScheduler(GOAL, max_t=20)
+    for number, start in enumerate(np.linspace(0.01, 0.19, 10)):
+        scheduler.on_trial_add(None, restored(tmp_path / f"full{number}", annealed(start), Trial.TERMINATED))
+    scheduler.on_trial_add(None, restored(tmp_path / "one", annealed(0.5)[:2], Trial.PENDING))
+    result = {"drop": 0.49, "training_iteration": 3}
     assert scheduler.on_trial_result(None, trial(), result) == TrialScheduler.STOP
+
+
+def restored(folder, drops, status):
+    """A trial whose reports are in its folder."""
+    folder.mkdir()
+    rows = [{"drop": drop, "training_iteration": time} for time, drop in enumerate(drops.tolist(), start=1)]
+    (folder / "result.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    storage = SimpleNamespace(
+        trial_dir_name=folder.name, trial_fs_path=str(folder), storage_filesystem=pyarrow.fs.LocalFileSystem()
+    )
+    return trial(folder.name, last_result=rows[-1], storage=storage, status=status)
 
 
 def test_the_other_scheduler_hears_everything_and_decides_first():
@@ -85,30 +122,32 @@ def test_the_other_scheduler_hears_everything_and_decides_first():
 
 def test_of_curves_that_reach_the_bound_few_are_stopped_and_the_others_early():
     rng = np.random.default_rng(0)
-    times = np.arange(1.0, 21.0)
+    scheduler = FeasibilityScheduler(GOAL, max_t=20)
     reached = stopped_wrongly = missed = epochs = 0
-    for _ in range(300):
-        decay, delay = rng.choice([0.3, 0.7, 1.0, 1.5, 2.5]), rng.uniform(0, 2)
-        curve = rng.uniform(-0.03, 0.06) + rng.uniform(0.05, 0.6) * (times + delay) ** -decay
-        curve += 0.002 * rng.standard_normal(20)
-        end = life(FeasibilityScheduler(GOAL, max_t=20), curve)
+    for number in range(300):
+        start = rng.uniform(0, 0.4)
+        curve = annealed(start) * rng.uniform(0.7, 1.3) + 0.02 * start * rng.standard_normal(20)
+        end = life(scheduler, curve, f"t{number}")
         if curve[-1] <= 0.01:
             reached += 1
             stopped_wrongly += end is not None
         else:
             missed += 1
             epochs += end or 20
-    assert stopped_wrongly <= 0.1 * reached
+    assert stopped_wrongly <= 0.05 * reached
     assert epochs < 0.5 * 20 * missed
 
 
 def test_probabilities_by_symmetry_and_scale():
-    times, values = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.4, 0.35])
-    below = probability_below(times, values, 9.0, 0.3)
+    seen, ends = np.array([0.5, 0.4, 0.3, 0.1]), np.array([0.2, 0.12, 0.11, 0.02])
+    below = probability_below(0.35, seen, ends, 0.1)
     assert 0.0 < below < 1.0
-    assert probability_below(times, -values, 9.0, -0.3) == pytest.approx(1 - below)
-    assert probability_below(times, 1e4 * values, 9.0, 3e3) == pytest.approx(below)
-    assert probability_below(times, values, 9.0, 0.2) < below < probability_below(times, values, 9.0, 0.34)
+    assert probability_below(-0.35, -seen, -ends, -0.1) == pytest.approx(1 - below)
+    assert probability_below(3.5e3, 1e4 * seen, ends, 0.1) == pytest.approx(below)
+    assert probability_below(0.35, seen, 1e4 * ends, 1e3) == pytest.approx(below)
+    assert probability_below(0.6, seen, ends, 0.1) < below < probability_below(0.1, seen, ends, 0.1)
+    assert probability_below(0.35, seen, ends, 0.05) < below < probability_below(0.35, seen, ends, 0.2)
+    assert probability_below(0.3, np.full(3, 0.3), np.full(3, 0.2), 0.1) < 0.5
 
 
 @pytest.mark.parametrize(
