@@ -32,7 +32,7 @@ from ray_nascomp.space import Space
 logger = logging.getLogger(__name__)
 
 _TOLERATED = 0.5
-"""Share of violating members that count as feasible for now: a population that hardly breaks a constraint stays one."""
+"""Share of violating members that count as feasible for now; benchmarks/pbt.py was run with it."""
 
 
 @dataclass

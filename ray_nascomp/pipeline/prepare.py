@@ -95,7 +95,7 @@ def prepare(
         candidate: The candidate.
         task: Gives calibration data.
         known: What was found for the same network and the same quantized layers in whatever bits; what "ptq"
-            finds is added. Of transformers nothing: what is smoothed there hangs on the bits.
+            finds is added. Of networks with attention nothing, as their bits decide what is smoothed.
     """
     network = copy.deepcopy(candidate.network).cpu().eval()
     method, scales = candidate.plan.quantize.method, dict(candidate.calibration)
