@@ -158,8 +158,10 @@ class FeasibilityScheduler(FIFOScheduler):
         for constraint in self.goal.constraints:
             value = as_float(result.get(constraint.metric))
             reports = len(self._curves.get(trial_id, {}).get(constraint.metric, {}))
+            if reports < self._grace_period or not constraint.violation(value) > 0:
+                continue
             others = self._others(constraint.metric, time)
-            if reports < self._grace_period or len(others) < _LEAST or not constraint.violation(value) > 0:
+            if len(others) < _LEAST:
                 continue
             seen, ends = np.array(others).T
             below = probability_below(value, seen, ends, constraint.bound)

@@ -32,7 +32,8 @@ _TOLERATED = 0.9
 class ParetoASHAScheduler(FIFOScheduler):
     """Stops trials that are not among the most promising at a rung.
 
-    A feasible trial is never stopped while no other feasible one runs or has run in full.
+    A feasible trial is never stopped while no other feasible one runs or has run in full. Of those
+    that violate a constraint at a rung, all but the worst tenth count as feasible for now.
     Results that lack a metric, or have NaN, rank last. After `Tuner.restore` the rungs are
     rebuilt from what the trials have reported.
 

@@ -8,8 +8,9 @@ matters more than the choice of the ranges: MiniLM's sentence embeddings in 8 bi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,8 @@ def quantize_linear(
     for observed in observe_inputs(network, shared_inputs(network, names, batches[0]), batches):
         if observed.count:
             smoothed, seen = smooth_observed(network, observed, alphas)
-            found = _rounded(network, [(name, 8) for name in smoothed.values()], seen)
-            calibration.update(_rounded_in_place(network, dict.fromkeys(smoothed.values(), 8), found))
+            own = dict.fromkeys(smoothed.values(), 8)
+            calibration.update(_rounded_in_place(network, own, _rounded(network, own.items(), seen)))
             renamed.update(smoothed)
     return renamed, calibration
 
@@ -114,16 +115,17 @@ def calibrate_layers(
     if known is not None and wanted.items() <= known.keys():
         return _rounded_in_place(network, wanted, known)
     groups = shared_inputs(network, names, batches[0])
-    keeps = known is not None and are_seen_at_once(network, groups)
+    kept = known if known is not None and are_seen_at_once(network, groups) else None
     calibration: Calibration = {}
     for observed in observe_inputs(network, groups, batches):
         if not observed.count:
             continue
-        every = [(name, count) for name in observed.layers for count in sorted(set(wanted.values()))]
-        found = _rounded(network, every if keeps else [(name, wanted[name]) for name in observed.layers], observed)
-        calibration.update(_rounded_in_place(network, {name: wanted[name] for name in observed.layers}, found))
-        if known is not None and keeps:
-            known.update(found)
+        own = {name: wanted[name] for name in observed.layers}
+        every = list(product(own, sorted(set(wanted.values()))))
+        found = _rounded(network, own.items() if kept is None else every, observed)
+        calibration.update(_rounded_in_place(network, own, found))
+        if kept is not None:
+            kept.update(found)
     return calibration
 
 
@@ -132,12 +134,11 @@ def _is_in_reach(layer: nn.Module) -> bool:
 
 
 def _rounded(
-    network: nn.Module, wanted: Iterable[tuple[str, int]], observed: ObservedInput
+    network: nn.Module, wanted: Collection[tuple[str, int]], observed: ObservedInput
 ) -> dict[tuple[str, int], Rounded]:
     """The weights of layers that read one input, each in some bits."""
     assert observed.covariance is not None
     inputs = ActivationScale(*affine_range(float(observed.lowest.min()), float(observed.highest.max())))
-    wanted = list(wanted)
     spread = error_spread(observed.covariance) if any(count > 1 for _, count in wanted) else None
     found = {}
     for name, count in wanted:

@@ -266,7 +266,7 @@ class CompressionRun:
     def _prepared(self, text: str) -> Prepared:
         """The candidate ready for integers; `text` is what its network is made from."""
         assert self.candidate is not None
-        if self.reuse is None:
+        if self.reuse is None or self.plan.quantize.method != "ptq":
             return prepare(self.candidate, self.task)
         with self.reuse.roundings(self.recipe.rounded(text, self.candidate.bits), self.task) as known:
             return prepare(self.candidate, self.task, known)
