@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from nni.compression.base.apply_method import DoferaGradClampRound, quant_apply_methods
 from nni.compression.quantization import DoReFaQuantizer
-from nni.compression.quantization.qat_quantizer import track_min_max_val
 from torch import Tensor
 
+from ray_nascomp.nni_adapter import rounding
 from ray_nascomp.nni_adapter.quantizers import (
     TINY,
     WEIGHT,
     Startable,
+    follow_range,
     like_rows,
-    set_affine,
     set_range,
     start_range,
     to_numpy,
@@ -47,7 +47,7 @@ class DoReFa(Startable, DoReFaQuantizer):
     def register_dorefa_apply_method(self) -> None:
         """See NNI."""
         for _, target, space in self.targets():
-            space.apply_method = "dorefa_rows" if target == WEIGHT else "qat_clamp_round"
+            space.apply_method = "dorefa_rows" if target == WEIGHT else rounding.QAT
 
     def initialize_scale_zp(self, wrapper: Any, target_name: str, target: Tensor) -> None:
         """See NNI; here for weights alone."""
@@ -57,8 +57,7 @@ class DoReFa(Startable, DoReFaQuantizer):
     def update_scale_zp(self, wrapper: Any, target_name: str, target: Tensor) -> None:
         """Ranges of activations are followed while training, as QAT does."""
         if target_name != WEIGHT and wrapper.training and self.check_target(wrapper, target_name):
-            track_min_max_val(wrapper, target_name, target)
-            set_affine(wrapper.quantization_target_spaces[target_name])
+            follow_range(wrapper.quantization_target_spaces[target_name], target_name, target)
 
     def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`."""

@@ -13,6 +13,7 @@ from nni.compression import TorchEvaluator
 from nni.compression.quantization import LsqPlusQuantizer, LsqQuantizer
 from torch import Tensor, nn
 
+from ray_nascomp.nni_adapter import rounding
 from ray_nascomp.nni_adapter.quantizers import WEIGHT, Startable, activation_of, like_rows
 from ray_nascomp.nni_adapter.scales import ActivationScale, Calibration
 
@@ -22,6 +23,11 @@ SIGNED_ZERO = 128
 
 class Lsq(Startable, LsqQuantizer):
     """NNI's LSQ. Its scales start at a value that fits, not at 0.01."""
+
+    def register_lsq_apply_method(self) -> None:
+        """See NNI."""
+        for _, _, space in self.targets():
+            space.apply_method = rounding.LEARNED
 
     def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`. Weights start at 2 mean |w| / sqrt(largest integer), as published."""
@@ -70,6 +76,11 @@ class LsqPlus(Startable, LsqPlusQuantizer):
     that is why scales do not move. Weights have no zero point, as in the paper: files would need an
     asymmetric kernel for it.
     """
+
+    def register_lsq_plus_apply_method(self) -> None:
+        """See NNI."""
+        for _, _, space in self.targets():
+            space.apply_method = rounding.LEARNED
 
     def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`. Weights start at three deviations around the mean, as published."""

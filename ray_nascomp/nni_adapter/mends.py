@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nni.compression.base.target_space import TargetSpace
 from nni.compression.pruning.tools import sparse_gen
 
 _original = sparse_gen._generate_dependency_sparsity
@@ -15,6 +16,11 @@ def mend_groups_of_mixed_layers() -> None:
     A metric has one value a channel, whatever the number of further dimensions of size one.
     """
     sparse_gen._generate_dependency_sparsity = _of_flat_metrics
+
+
+def mend_copied_settings() -> None:
+    """Lets NNI read a setting without a copy of all: it reads some at every layer and step."""
+    TargetSpace.setting = property(lambda space: space._setting)
 
 
 def _of_flat_metrics(metrics: Any, target_spaces: Any) -> Any:

@@ -28,7 +28,7 @@ from ray_nascomp.nni_adapter.evaluator import (
     register_subclasses,
 )
 from ray_nascomp.nni_adapter.lsq import Lsq, LsqPlus
-from ray_nascomp.nni_adapter.mends import unwrap
+from ray_nascomp.nni_adapter.mends import mend_copied_settings, unwrap
 from ray_nascomp.nni_adapter.output_forms import OutputForm, fitted
 from ray_nascomp.nni_adapter.quantizers import INPUT, WEIGHT, Ptq, Qat
 from ray_nascomp.nni_adapter.scales import WEIGHT_LIMIT, ActivationScale, Calibration, LayerScales
@@ -40,6 +40,8 @@ WeightScale = Callable[[np.ndarray, int], np.ndarray]
 """(weight, largest integer) -> scales of its output channels."""
 
 _OUTPUT = "_output_0"
+
+mend_copied_settings()
 
 
 class QuantizationSession:

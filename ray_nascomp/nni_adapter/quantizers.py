@@ -14,12 +14,15 @@ from nni.compression.quantization import PtqQuantizer, QATQuantizer
 from nni.compression.quantization.ptq_quantizer import compute_scale_zp
 from torch import Tensor
 
+from ray_nascomp.nni_adapter import rounding
 from ray_nascomp.nni_adapter.scales import ActivationScale, Calibration, LayerScales
 
 TINY = torch.finfo(torch.float32).eps
 WEIGHT = "weight"
 """NNI's name of a weight among a layer's targets; the others are `INPUT` and "_output_0"."""
 INPUT = "_input_0"
+_STEP = 0.01
+"""How far a range moves with a batch, as in NNI."""
 
 
 class Startable:
@@ -86,6 +89,19 @@ class Ptq(Startable, PtqQuantizer):
 class Qat(Startable, QATQuantizer):
     """NNI's QAT. Its ranges start from calibration, not from the first training batch alone."""
 
+    def register_qat_apply_method(self) -> None:
+        """See NNI."""
+        for _, _, space in self.targets():
+            space.apply_method = rounding.QAT
+
+    def track_min_max_val(self, wrapper: Any, target_name: str, target: Tensor) -> None:
+        """Follows ranges, and sets their scales at once."""
+        if wrapper.training and self.check_target(wrapper, target_name):
+            follow_range(wrapper.quantization_target_spaces[target_name], target_name, target)
+
+    def update_scale_zp(self, wrapper: Any, target_name: str, target: Tensor) -> None:
+        """Nothing is left to do."""
+
     def start(self, calibration: Calibration, fresh: Collection[str]) -> None:
         """See `Startable`."""
         for layer, target, space in self.targets():
@@ -124,6 +140,18 @@ def set_range(space: Any, activation: ActivationScale) -> None:
     space.tracked_min = torch.tensor(-activation.zero_point * activation.scale, device=device)
     space.tracked_max = torch.tensor((space.qmax - activation.zero_point) * activation.scale, device=device)
     set_affine(space)
+
+
+def follow_range(space: Any, target: str, values: Tensor) -> None:
+    """Moves the range of a weight's rows or of an activation towards that of the values, and sets its scale."""
+    values = values.detach()
+    low, high = values.flatten(1).aminmax(dim=1) if target == WEIGHT else values.aminmax()
+    for tracked, found in ((space.tracked_min, low), (space.tracked_max, high)):
+        tracked.lerp_(found.to(tracked.dtype).reshape(tracked.shape), _STEP)
+    if target == WEIGHT:
+        space.scale = (torch.maximum(-space.tracked_min, space.tracked_max) / space.qmax).clamp(min=TINY)
+    else:
+        set_affine(space)
 
 
 def set_affine(space: Any) -> None:
