@@ -157,7 +157,7 @@ class Goal:
 
         A result that says `feasible: False`, or lacks a constrained metric, violates infinitely.
         """
-        if metrics.get("feasible") is False or metrics.get("feasible") == 0:
+        if says_infeasible(metrics):
             return math.inf
         total = 0.0
         for constraint in self.constraints:
@@ -211,6 +211,11 @@ class Goal:
             [Objective(**entry) for entry in data["objectives"]],
             [Constraint(**entry) for entry in data["constraints"]],
         )
+
+
+def says_infeasible(metrics: Mapping[str, Any]) -> bool:
+    """Whether a result says that its plan cannot be carried out, whatever else it has."""
+    return bool(metrics.get("feasible") == 0)
 
 
 def _is_finite(value: object) -> bool:

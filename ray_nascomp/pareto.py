@@ -66,24 +66,30 @@ def knee_index(losses: np.ndarray) -> int:
     return int(np.argmin(np.linalg.norm(unit, axis=1)))
 
 
-def crowding(losses: np.ndarray) -> np.ndarray:
+def crowding(losses: np.ndarray, rank: np.ndarray | None = None) -> np.ndarray:
     """Crowding distance of the points of a front (Deb et al. 2002, NSGA-II): how far each is from its neighbours.
 
     Args:
         losses: Shape `(n, m)`.
+        rank: Which front each point belongs to, shape `(n,)`; all to one if absent.
 
     Returns:
-        Shape `(n,)`: sums over the objectives, infinite at the ends of each; 0 where there is a NaN.
+        Shape `(n,)`: sums over the objectives, infinite at the ends of each; 0 in a front with a NaN.
     """
     distance = np.zeros(len(losses))
-    if len(losses) == 0 or np.isnan(losses).any():
+    if not len(losses):
         return distance
+    rank = np.zeros(len(losses), dtype=int) if rank is None else rank
     for column in losses.T:
-        order = np.argsort(column, kind="stable")
-        span = column[order[-1]] - column[order[0]]
-        distance[order[[0, -1]]] = np.inf
-        if span > 0:
-            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+        order = np.lexsort((column, rank))
+        values, fronts = column[order], rank[order]
+        is_first = np.append(True, fronts[1:] != fronts[:-1])
+        is_last = np.append(is_first[1:], True)
+        span = (values[is_last] - values[is_first])[np.cumsum(is_first) - 1]
+        inner = np.flatnonzero(~is_first & ~is_last & (span > 0))
+        distance[order[inner]] += (values[inner + 1] - values[inner - 1]) / span[inner]
+        distance[order[is_first | is_last]] = np.inf
+    distance[np.isin(rank, rank[np.isnan(losses).any(axis=1)])] = 0.0
     return distance
 
 
@@ -98,8 +104,4 @@ def best_first(losses: np.ndarray, violations: np.ndarray) -> np.ndarray:
         Shape `(n,)`; equals in the order in which they were given.
     """
     rank = ranks(losses, violations)
-    room = np.zeros(len(losses))
-    for level in np.unique(rank):
-        members = np.flatnonzero(rank == level)
-        room[members] = crowding(losses[members])
-    return np.lexsort((-room, rank))
+    return np.lexsort((-crowding(losses, rank), rank))

@@ -21,11 +21,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.utils import flatten_dict
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.goals import Goal, as_float
+from ray_nascomp.goals import Goal, as_float, says_infeasible
 from ray_nascomp.pareto import ranks
 from ray_nascomp.plan import CONTINUE_FROM
 from ray_nascomp.schedulers.compression_steps import contains, smaller, with_training
 from ray_nascomp.schedulers.past import keep_reports, past_results
+from ray_nascomp.schedulers.progress import Progress
 from ray_nascomp.schedulers.rungs import most_promising
 from ray_nascomp.space import Space
 
@@ -103,7 +104,7 @@ class CompressionPBTScheduler(FIFOScheduler):
             raise ConfigError(f"space: {space!r} was given, in which there is nothing to choose")
         self._interval = interval
         self._seed = seed
-        self._time_attr = time_attr
+        self._progress = Progress(time_attr)
         # Milestone -> trial -> how it was there.
         self._population: dict[int, dict[str, _Member]] = {}
         # Trials that have paused at a milestone and have not been judged yet.
@@ -141,7 +142,7 @@ class CompressionPBTScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Pauses the trial at a milestone."""
         milestone = self._enter(trial, result)
-        if milestone is None or result.get("final") is True or result.get("feasible") is False:
+        if milestone is None or result.get("final") is True or says_infeasible(result):
             return TrialScheduler.CONTINUE
         self._waiting[trial.trial_id] = milestone
         return TrialScheduler.PAUSE
@@ -189,9 +190,7 @@ class CompressionPBTScheduler(FIFOScheduler):
             logger.warning("CompressionPBTScheduler: %s", text)
 
     def _milestone(self, result: Mapping[str, Any]) -> int | None:
-        time = as_float(result.get(self._time_attr))
-        if math.isnan(time):
-            self._warn_once(f"time_attr: {self._time_attr!r} is no number in a report, so that it is not compared")
+        time = self._progress.of(result)
         return int(time) if 0 < time <= self._last and time % self._interval == 0 else None
 
     def _enter(self, trial: Trial, result: Mapping[str, Any]) -> int | None:

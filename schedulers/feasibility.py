@@ -16,9 +16,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.goals import Goal, as_float
+from ray_nascomp.goals import Goal, as_float, says_infeasible
 from ray_nascomp.schedulers.learning_curve import probability_below
 from ray_nascomp.schedulers.past import past_results
+from ray_nascomp.schedulers.progress import Progress
 
 _LEAST, _MOST = 10, 200
 """Trials that have run in full by which others are judged: more of them say no more."""
@@ -29,7 +30,8 @@ class FeasibilityScheduler(FIFOScheduler):
 
     A trial whose last report fulfils the constraints is never stopped for their sake. A report
     that says `feasible: False` ends its trial at once, for its plan cannot be carried out.
-    Nothing else is stopped before ten trials have run in full. After `Tuner.restore` the curves are
+    Nothing else is stopped before ten trials have run in full: up to `max_t`, or to a report that
+    says `final: True`. After `Tuner.restore` the curves are
     rebuilt from what the trials have reported.
 
     Args:
@@ -70,10 +72,10 @@ class FeasibilityScheduler(FIFOScheduler):
         self._scheduler = scheduler or FIFOScheduler()
         self._grace_period = grace_period
         self._confidence = confidence
-        self._time_attr = time_attr
+        self._progress = Progress(time_attr)
         # Trial -> metric -> time -> value.
         self._curves: dict[str, dict[str, dict[float, float]]] = {}
-        self._in_full: dict[str, None] = {}
+        self._in_full: dict[str, dict[str, dict[float, float]]] = {}
         self._stopped: set[str] = set()
 
     @property
@@ -116,8 +118,7 @@ class FeasibilityScheduler(FIFOScheduler):
         self._scheduler.on_trial_complete(tune_controller, trial, result)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Forgets the curve; a trial that is tried again brings it along."""
-        self._curves.pop(trial.trial_id, None)
+        """Passes it on; the trial keeps its curve, with which it may be tried again."""
         self._scheduler.on_trial_error(tune_controller, trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
@@ -134,7 +135,7 @@ class FeasibilityScheduler(FIFOScheduler):
         return f"Feasibility: {len(self._stopped)} trials without hope stopped; {self._scheduler.debug_string()}"
 
     def _record(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        time = as_float(result.get(self._time_attr))
+        time = self._progress.of(result)
         if not time > 0:
             return
         curves = self._curves.setdefault(trial_id, {})
@@ -144,15 +145,20 @@ class FeasibilityScheduler(FIFOScheduler):
                 curves.setdefault(constraint.metric, {})[time] = value
 
     def _end(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        if as_float(result.get(self._time_attr)) >= self._max_t and result.get("feasible") is not False:
-            self._in_full[trial_id] = None
-        else:
-            self._curves.pop(trial_id, None)
+        """Keeps the curves that have come to their end, of the last trials to run in full."""
+        curves = self._curves.pop(trial_id, {})
+        time = self._progress.of(result)
+        is_in_full = time >= self._max_t or result.get("final") is True
+        if not is_in_full or says_infeasible(result):
+            return
+        self._in_full[trial_id] = {metric: curve for metric, curve in curves.items() if max(curve) >= time}
+        if len(self._in_full) > _MOST:
+            del self._in_full[next(iter(self._in_full))]
 
     def _is_hopeless(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        if result.get("feasible") is False:
+        if says_infeasible(result):
             return True
-        time = as_float(result.get(self._time_attr))
+        time = self._progress.of(result)
         if time >= self._max_t:
             return False
         for constraint in self.goal.constraints:
@@ -170,8 +176,7 @@ class FeasibilityScheduler(FIFOScheduler):
         return False
 
     def _others(self, metric: str, time: float) -> list[tuple[float, float]]:
-        """The values that the last trials to run in full had at a time, and at their ends."""
-        trial_ids = list(self._in_full)[-_MOST:]
-        curves = (self._curves.get(trial_id, {}).get(metric, {}) for trial_id in trial_ids)
-        points = [np.array(sorted(curve.items())).T for curve in curves if curve]
+        """The values at a time, and at their ends, of the last trials to run in full that had reported by then."""
+        curves = [curves[metric] for curves in self._in_full.values() if metric in curves]
+        points = [np.array(sorted(curve.items())).T for curve in curves if min(curve) <= time]
         return [(float(np.interp(time, times, values)), float(values[-1])) for times, values in points]

@@ -7,8 +7,10 @@ best share of those that have reached it.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from ray_nascomp.errors import ConfigError, InfeasibleError
-from ray_nascomp.goals import Goal, as_float
+from ray_nascomp.goals import Goal, as_float, says_infeasible
 from ray_nascomp.schedulers.past import past_results
+from ray_nascomp.schedulers.progress import Progress
 from ray_nascomp.schedulers.rungs import most_promising
 
 CostFunction = Callable[[Mapping[str, Any]], Mapping[str, float]]
@@ -29,11 +32,27 @@ _TOLERATED = 0.9
 """From the same: with a stricter bar what is compressed most never gets the epochs in which it recovers."""
 
 
+_MOVES = 0.01
+"""A constrained metric that has changed by a larger share within a trial is one that training changes."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A trial's result at a rung: its losses, its violation, and the part of each constraint in it."""
+
+    losses: list[float]
+    violation: float
+    parts: list[float]
+
+
 class ParetoASHAScheduler(FIFOScheduler):
     """Stops trials that are not among the most promising at a rung.
 
     A feasible trial is never stopped while no other feasible one runs or has run in full. Of those
-    that violate a constraint at a rung, all but the worst tenth count as feasible for now.
+    that violate a constraint at a rung, all but the worst tenth count as feasible for now, unless
+    training does not change what they violate: such as bytes, in all reports of a trial the same.
     Results that lack a metric, or have NaN, rank last. After `Tuner.restore` the rungs are
     rebuilt from what the trials have reported.
 
@@ -81,14 +100,19 @@ class ParetoASHAScheduler(FIFOScheduler):
         self._cost_model = cost_model
         self._max_t = max_t
         self._reduction_factor = reduction_factor
-        self._time_attr = time_attr
+        self._progress = Progress(time_attr)
         count = math.ceil(math.log(max_t / grace_period, reduction_factor) - 1e-9)
         self._milestones = [grace_period * reduction_factor**level for level in range(count)]
-        self._rungs: dict[float, dict[str, tuple[list[float], float]]] = {m: {} for m in self._milestones}
+        self._rungs: dict[float, dict[str, _Entry]] = {m: {} for m in self._milestones}
         self._stopped: set[str] = set()
         # Trials that run or have run in full, and whose last report is feasible.
         self._feasible: set[str] = set()
         self._costs: dict[str, Mapping[str, float]] = {}
+        # Each constraint's metric in a trial's first report, and which of them have changed, and stayed, since.
+        self._first: dict[str, np.ndarray] = {}
+        self._moved = np.zeros(len(goal.constraints), dtype=bool)
+        self._stayed = np.zeros(len(goal.constraints), dtype=bool)
+        self._has_warned = False
 
     @property
     def metric(self) -> None:
@@ -101,25 +125,24 @@ class ParetoASHAScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Takes up what a trial of a restored experiment has reported."""
-        results = past_results(trial)
+        results = [self._with_costs(trial, result) for result in past_results(trial)]
         for result in results:
-            self._record(trial.trial_id, self._with_costs(trial, result))
+            self._record(trial.trial_id, result)
         if not results:
             return
         status = getattr(trial, "status", Trial.PENDING)
-        if status == Trial.TERMINATED and not self._is_complete(results[-1]):
+        if status == Trial.TERMINATED and self._was_stopped(trial.trial_id, results):
             self._stopped.add(trial.trial_id)
         elif status != Trial.ERROR:
-            self._note_feasibility(trial.trial_id, self._with_costs(trial, results[-1]))
+            self._note_feasibility(trial.trial_id, results[-1])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decides at a rung whether the trial goes on."""
         known = self._with_costs(trial, result)
         self._note_feasibility(trial.trial_id, known)
-        time = as_float(result.get(self._time_attr))
-        if time >= self._max_t:
+        if self._progress.of(result) >= self._max_t:
             return TrialScheduler.STOP
-        if self._is_out_of_reach(trial.trial_id):
+        if self._is_out_of_reach(trial.trial_id, known):
             return self._stop(trial.trial_id)
         milestone = self._record(trial.trial_id, known)
         if milestone is None or self._is_promising(trial.trial_id, milestone):
@@ -153,22 +176,55 @@ class ParetoASHAScheduler(FIFOScheduler):
 
     def _record(self, trial_id: str, result: Mapping[str, Any]) -> float | None:
         """Enters a result into the highest rung it has reached; returns that rung if it is new to it."""
-        time = as_float(result.get(self._time_attr))
-        milestone = max((m for m in self._milestones if m <= time), default=None)
+        self._note_moves(trial_id, result)
+        milestone = self._milestone(self._progress.of(result))
         if milestone is None or trial_id in self._rungs[milestone]:
             return None
-        self._rungs[milestone][trial_id] = (self.goal.losses(result).tolist(), self.goal.violation(result))
+        self._warn_of_unreported(result)
+        parts = [c.violation(as_float(result.get(c.metric))) for c in self.goal.constraints]
+        losses, violation = self.goal.losses(result).tolist(), self.goal.violation(result)
+        self._rungs[milestone][trial_id] = _Entry(losses, violation, parts)
         return milestone
+
+    def _milestone(self, time: float) -> float | None:
+        return max((milestone for milestone in self._milestones if milestone <= time), default=None)
+
+    def _note_moves(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Learns which constrained metrics change while a trial trains."""
+        values = np.array([as_float(result.get(c.metric)) for c in self.goal.constraints])
+        if trial_id not in self._first:
+            self._first[trial_id] = values
+            return
+        first = self._first[trial_id]
+        change = np.abs(values - first)
+        moves = change > _MOVES * np.maximum(np.abs(values), np.abs(first))
+        self._moved |= moves
+        self._stayed |= np.isfinite(change) & ~moves
+
+    def _warn_of_unreported(self, result: Mapping[str, Any]) -> None:
+        missing = [name for name in self.goal.metrics if name not in result]
+        if self._has_warned or not missing or says_infeasible(result):
+            return
+        self._has_warned = True
+        logger.warning(
+            "the goal looks at %s, which a trial has not reported when it came to a rung: it ranks last, and so do all "
+            "that report the same: %s",
+            ", ".join(map(repr, missing)),
+            ", ".join(sorted(map(str, result))),
+        )
 
     def _is_promising(self, trial_id: str, milestone: float) -> bool:
         rung = self._rungs[milestone]
-        losses = np.array([values for values, _ in rung.values()], dtype=float)
-        violations = np.array([violation for _, violation in rung.values()])
+        losses = np.array([entry.losses for entry in rung.values()], dtype=float)
+        violations = np.array([entry.violation for entry in rung.values()])
+        feasible = (violations == 0) & ~np.isnan(losses).any(axis=1)
         position = list(rung).index(trial_id)
-        if self._feasible == {trial_id} or (violations[position] == 0 and (violations == 0).sum() == 1):
+        if self._feasible == {trial_id} or (feasible[position] and feasible.sum() == 1):
             return True
+        parts = np.array([entry.parts for entry in rung.values()])
+        lasting = parts @ (self._stayed & ~self._moved)
         going_on = math.ceil(len(rung) / self._reduction_factor)
-        return position in most_promising(losses, violations, _TOLERATED)[:going_on]
+        return position in most_promising(losses, violations, _TOLERATED, lasting)[:going_on]
 
     def _note_feasibility(self, trial_id: str, result: Mapping[str, Any]) -> None:
         if self.goal.is_feasible(result):
@@ -176,12 +232,22 @@ class ParetoASHAScheduler(FIFOScheduler):
         else:
             self._feasible.discard(trial_id)
 
-    def _is_complete(self, result: Mapping[str, Any]) -> bool:
-        return result.get("final") is True or as_float(result.get(self._time_attr)) >= self._max_t
+    def _was_stopped(self, trial_id: str, results: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a trial that has ended was ended here: at its first report at a rung, or for its costs."""
+        if results[-1].get("final") is True:
+            return False
+        times = [self._progress.of(result) for result in results]
+        if times[-1] >= self._max_t:
+            return False
+        milestone = self._milestone(times[-1])
+        is_new_there = milestone is not None and not any(milestone <= time < times[-1] for time in times)
+        return is_new_there or self._is_out_of_reach(trial_id, results[-1])
 
-    def _is_out_of_reach(self, trial_id: str) -> bool:
+    def _is_out_of_reach(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether a cost that is known breaks a constraint; what a trial has measured counts in its place."""
         costs = self._costs.get(trial_id, {})
-        return any(c.violation(as_float(costs.get(c.metric))) > 0 for c in self.goal.constraints)
+        known = [constraint for constraint in self.goal.constraints if constraint.metric in costs]
+        return any(constraint.violation(as_float(result.get(constraint.metric))) > 0 for constraint in known)
 
     def _with_costs(self, trial: Trial, result: Mapping[str, Any]) -> Mapping[str, Any]:
         """The result, and the known costs where it lacks them."""

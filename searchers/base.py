@@ -21,7 +21,7 @@ from ray.tune.result import AUTO_RESULT_KEYS, DEFAULT_EXPERIMENT_INFO_KEYS
 from ray.tune.search import Searcher
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.goals import Goal, as_float
+from ray_nascomp.goals import Goal, as_float, says_infeasible
 from ray_nascomp.observation_log import plain
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.searchers.known_costs import CostFunction, Known, KnownCosts
@@ -171,7 +171,7 @@ class GoalSearcher(SavedSearcher):
                 self._warn_of_unreported(result, reports.values())
         last = max(reports, default=0)
         metrics = reports.get(last, {})
-        if not error and metrics.get("feasible") is False:
+        if not error and says_infeasible(metrics):
             status = Status.INFEASIBLE
         elif error or not np.isfinite(self.goal.losses(metrics)).all():
             status = Status.FAILED
@@ -349,7 +349,7 @@ class GoalSearcher(SavedSearcher):
     def _warn_of_unreported(self, result: Mapping[str, Any], reports: Iterable[Mapping[str, Any]]) -> None:
         """Says once, and not at the end, that a trainable of one's own reports nothing under a metric's name."""
         missing = [name for name in self.goal.metrics if not any(name in report for report in reports)]
-        if self._has_warned or not missing or result.get("feasible") is False:
+        if self._has_warned or not missing or says_infeasible(result):
             return
         self._has_warned = True
         reported = sorted(name for name in result if name not in _OF_TUNE and "/" not in name)

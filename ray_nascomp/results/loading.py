@@ -13,7 +13,7 @@ import pyarrow.fs
 from ray.tune.utils import flatten_dict
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.goals import Goal, as_float
+from ray_nascomp.goals import Goal, as_float, says_infeasible
 from ray_nascomp.observation_log import snapshot_statuses
 
 TrialStatus = Literal["completed", "stopped", "infeasible", "failed", "unfinished"]
@@ -137,7 +137,7 @@ def status_of(rows: Sequence[Mapping[str, Any]], tune_status: str, error: str) -
     """
     last = rows[-1] if rows else {}
     if last.get("final") is True or (last and "final" not in last and last.get("done") is True):
-        return "completed" if last.get("feasible", True) is not False else "infeasible"
+        return "infeasible" if says_infeasible(last) else "completed"
     if tune_status == "ERROR" or (error and tune_status != "TERMINATED"):
         return "failed"
     if tune_status == "TERMINATED" and rows:

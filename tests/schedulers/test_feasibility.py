@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.fs
 import pytest
 from ray import tune
 from ray.tune.experiment import Trial
@@ -74,8 +72,9 @@ def test_what_fulfils_the_constraint_now_is_never_stopped_for_its_sake():
 
 
 def test_a_plan_that_cannot_be_carried_out_ends_at_once():
-    result = {"drop": 0.0, "feasible": False, "training_iteration": 1}
-    assert FeasibilityScheduler(GOAL, max_t=9).on_trial_result(None, trial(), result) == TrialScheduler.STOP
+    for said in (False, np.False_, 0):
+        result = {"drop": 0.0, "feasible": said, "training_iteration": 1}
+        assert FeasibilityScheduler(GOAL, max_t=9).on_trial_result(None, trial(), result) == TrialScheduler.STOP
 
 
 def test_broken_reports_are_passed_over():
@@ -87,24 +86,54 @@ def test_broken_reports_are_passed_over():
     assert life(scheduler, annealed(0.5), "next") == 3
 
 
-def test_curves_are_rebuilt_after_a_restore(tmp_path):
+def rows(drops, first=1):
+    return [{"drop": drop, "training_iteration": time} for time, drop in enumerate(drops, start=first)]
+
+
+def test_curves_are_rebuilt_after_a_restore(restored):
     scheduler = FeasibilityScheduler(GOAL, max_t=20)
     for number, start in enumerate(np.linspace(0.01, 0.19, 10)):
-        scheduler.on_trial_add(None, restored(tmp_path / f"full{number}", annealed(start), Trial.TERMINATED))
-    scheduler.on_trial_add(None, restored(tmp_path / "one", annealed(0.5)[:2], Trial.PENDING))
+        scheduler.on_trial_add(None, restored(f"full{number}", rows(annealed(start))))
+    scheduler.on_trial_add(None, restored("one", rows(annealed(0.5)[:2]), Trial.PENDING))
     result = {"drop": 0.49, "training_iteration": 3}
     assert scheduler.on_trial_result(None, trial(), result) == TrialScheduler.STOP
 
 
-def restored(folder, drops, status):
-    """A trial whose reports are in its folder."""
-    folder.mkdir()
-    rows = [{"drop": drop, "training_iteration": time} for time, drop in enumerate(drops.tolist(), start=1)]
-    (folder / "result.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    storage = SimpleNamespace(
-        trial_dir_name=folder.name, trial_fs_path=str(folder), storage_filesystem=pyarrow.fs.LocalFileSystem()
-    )
-    return trial(folder.name, last_result=rows[-1], storage=storage, status=status)
+def test_only_what_was_reported_by_then_is_compared(restored):
+    """What the others had early is not known, and is not taken for what they had later."""
+    scheduler = FeasibilityScheduler(GOAL, max_t=20)
+    for number, start in enumerate(np.linspace(0.01, 0.19, 10)):
+        scheduler.on_trial_add(None, restored(f"full{number}", rows(annealed(start)[9:], first=10)))
+    assert life(scheduler, annealed(0.5)[:8], "early") is None
+    assert life(scheduler, annealed(0.5), "later") == 10
+
+
+def test_a_curve_that_breaks_off_has_no_end():
+    scheduler = FeasibilityScheduler(GOAL, max_t=20)
+    for number, start in enumerate(np.linspace(0.01, 0.19, 10)):
+        assert life(scheduler, [*annealed(start)[:19], math.nan], f"nan{number}") is None
+    assert life(scheduler, annealed(0.5), "next") is None
+
+
+def test_a_trial_that_is_tried_again_keeps_its_curve():
+    scheduler = experienced()
+    for time in (1, 2):
+        result = {"drop": 0.5, "training_iteration": time}
+        assert scheduler.on_trial_result(None, trial(), result) == TrialScheduler.CONTINUE
+    scheduler.on_trial_error(None, trial())
+    scheduler.on_trial_add(None, trial(status=Trial.PENDING))
+    assert scheduler.on_trial_result(None, trial(), {"drop": 0.5, "training_iteration": 3}) == TrialScheduler.STOP
+
+
+def test_what_says_that_it_is_final_has_run_in_full():
+    scheduler = FeasibilityScheduler(GOAL, max_t=100)
+    for number, start in enumerate(np.linspace(0.01, 0.19, 10)):
+        one = trial(f"before{number}")
+        for row in rows(annealed(start)):
+            row["final"] = row["training_iteration"] == 20
+            assert scheduler.on_trial_result(None, one, row) == TrialScheduler.CONTINUE
+        scheduler.on_trial_complete(None, one, row)
+    assert life(scheduler, annealed(0.5), "next") == 3
 
 
 def test_the_other_scheduler_hears_everything_and_decides_first():
@@ -158,6 +187,7 @@ def test_probabilities_by_symmetry_and_scale():
         {"scheduler": "asha"},
         {"grace_period": 1},
         {"confidence": 1.0},
+        {"time_attr": ""},
     ],
 )
 def test_mistakes_are_named(arguments):

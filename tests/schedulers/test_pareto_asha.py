@@ -107,7 +107,7 @@ def test_rungs_are_rebuilt_from_the_trials_of_a_restored_experiment():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"goal": "accuracy"}, {"grace_period": 0}, {"grace_period": 10}, {"reduction_factor": 1}],
+    [{"goal": "accuracy"}, {"grace_period": 0}, {"grace_period": 10}, {"reduction_factor": 1}, {"time_attr": None}],
 )
 def test_mistakes_are_named(arguments):
     with pytest.raises(ConfigError, match=next(iter(arguments))):
@@ -143,6 +143,68 @@ def test_known_costs_are_not_waited_for():
     assert tell("small", 2, 1, 0.5) == TrialScheduler.CONTINUE
     assert tell("dominated", 2, 2, 0.4) == TrialScheduler.STOP
     assert tell("better", 2, 2, 0.9) == TrialScheduler.CONTINUE
+
+
+def test_what_a_trial_has_measured_counts_in_place_of_a_known_cost():
+    goal = nc.Goal([nc.Objective("a")], [nc.Constraint("size", "<=", 5)])
+    scheduler = ParetoASHAScheduler(goal, max_t=9, cost_model=lambda config: {"size": 5.1})
+    assert scheduler.on_trial_result(None, trial("one"), {"training_iteration": 1, "a": 1}) == TrialScheduler.STOP
+    result = {"training_iteration": 1, "a": 1, "size": 4.9}
+    assert scheduler.on_trial_result(None, trial("two"), result) == TrialScheduler.CONTINUE
+
+
+def test_only_what_training_may_mend_is_tolerated():
+    """Of two constraints, one on what changes while a trial trains and one on what does not."""
+    goal = nc.Goal([nc.Objective("a")], [nc.Constraint("drop", "<=", 0.1), nc.Constraint("size", "<=", 1)])
+    scheduler = ParetoASHAScheduler(goal, max_t=18, grace_period=2, reduction_factor=3)
+
+    def life(name, a, drop, size):
+        for time in (1, 2):
+            result = {"a": a, "drop": drop / time, "size": size, "training_iteration": time}
+            decision = scheduler.on_trial_result(None, trial(name), result)
+        return decision
+
+    for number in range(8):
+        life(f"small{number}", 0.5 + number / 100, 0.4 + number / 100, 0.9)
+    for number in range(8):
+        assert life(f"large{number}", 0.9 + number / 100, 0.4, 1.5) == TrialScheduler.STOP
+    assert life("small again", 0.8, 0.4, 0.9) == TrialScheduler.CONTINUE
+
+
+def test_a_trial_with_nan_is_not_the_only_feasible_one():
+    scheduler = ParetoASHAScheduler(GOAL, max_t=9, grace_period=1, reduction_factor=3)
+    for number in range(8):
+        report(scheduler, f"bad{number}", 1, 1.0, 1.0, drop=0.5)
+    assert report(scheduler, "nan", 1, math.nan, 1.0) == TrialScheduler.STOP
+    assert report(scheduler, "good", 1, -5.0, -5.0) == TrialScheduler.CONTINUE
+
+
+def test_metrics_and_progress_that_are_never_reported_are_named_once(caplog):
+    goal = nc.Goal([nc.Objective("acuracy")])
+    scheduler = ParetoASHAScheduler(goal, max_t=9, time_attr="epoch")
+    for name in ("one", "two"):
+        scheduler.on_trial_result(None, trial(name), {"accuracy": 1.0, "epoch": 2})
+        scheduler.on_trial_result(None, trial(name), {"accuracy": 1.0})
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    unreported, without_time = (record.getMessage() for record in caplog.records)
+    assert "'acuracy'" in unreported
+    assert "accuracy, epoch" in unreported
+    assert "'epoch'" in without_time
+
+
+def test_a_trial_that_ended_by_itself_counts_after_a_restore_as_before(restored):
+    scheduler = ParetoASHAScheduler(GOAL, max_t=100, grace_period=2, reduction_factor=3)
+    one = {"a": 9.0, "b": 9.0, "drop": 0.0}
+    for time in (1, 2, 3):
+        assert scheduler.on_trial_result(None, trial("one"), {**one, "training_iteration": time}) == "CONTINUE"
+    scheduler.on_trial_complete(None, trial("one"), {**one, "training_iteration": 3})
+    assert report(scheduler, "two", 2, 1.0, 1.0) == TrialScheduler.STOP
+    lived = scheduler._feasible, scheduler._stopped
+
+    scheduler = ParetoASHAScheduler(GOAL, max_t=100, grace_period=2, reduction_factor=3)
+    scheduler.on_trial_add(None, restored("one", [{**one, "training_iteration": time} for time in (1, 2, 3)]))
+    scheduler.on_trial_add(None, restored("two", [{"a": 1.0, "b": 1.0, "drop": 0.0, "training_iteration": 2}]))
+    assert (scheduler._feasible, scheduler._stopped) == lived == ({"one"}, {"two"})
 
 
 def test_a_late_result_enters_only_the_highest_rung_it_reached():
