@@ -59,7 +59,7 @@ class _Learned(torch.autograd.Function):
 
 def _applied(function: type[torch.autograd.Function]) -> Callable[[Tensor, Any], Tensor]:
     def apply(values: Tensor, space: Any) -> Tensor:
-        found: Tensor = function.apply(values, space.scale, space.zero_point, space.qmin, space.qmax)  # type: ignore[no-untyped-call]
+        found: Tensor = function.apply(values, space.scale, space.zero_point, space.qmin, space.qmax)
         return found
 
     return apply
