@@ -31,8 +31,7 @@ class FeasibilityScheduler(FIFOScheduler):
     A trial whose last report fulfils the constraints is never stopped for their sake. A report
     that says `feasible: False` ends its trial at once, for its plan cannot be carried out.
     Nothing else is stopped before ten trials have run in full: up to `max_t`, or to a report that
-    says `final: True`. After `Tuner.restore` the curves are
-    rebuilt from what the trials have reported.
+    says `final: True`. After `Tuner.restore` the curves are rebuilt from what the trials have reported.
 
     Args:
         goal: Its constraints count. A metric given to `TuneConfig` goes to the other scheduler.

@@ -244,10 +244,13 @@ class ParetoASHAScheduler(FIFOScheduler):
         return is_new_there or self._is_out_of_reach(trial_id, results[-1])
 
     def _is_out_of_reach(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Whether a cost that is known breaks a constraint; what a trial has measured counts in its place."""
+        """Whether a known cost breaks a constraint, and what the trial has measured of it does not say otherwise."""
         costs = self._costs.get(trial_id, {})
-        known = [constraint for constraint in self.goal.constraints if constraint.metric in costs]
-        return any(constraint.violation(as_float(result.get(constraint.metric))) > 0 for constraint in known)
+        return any(
+            constraint.violation(as_float(costs.get(constraint.metric))) > 0
+            and constraint.violation(as_float(result.get(constraint.metric))) > 0
+            for constraint in self.goal.constraints
+        )
 
     def _with_costs(self, trial: Trial, result: Mapping[str, Any]) -> Mapping[str, Any]:
         """The result, and the known costs where it lacks them."""

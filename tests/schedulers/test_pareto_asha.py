@@ -153,6 +153,13 @@ def test_what_a_trial_has_measured_counts_in_place_of_a_known_cost():
     assert scheduler.on_trial_result(None, trial("two"), result) == TrialScheduler.CONTINUE
 
 
+def test_a_network_that_is_not_yet_as_small_as_it_will_be_goes_on():
+    goal = nc.Goal([nc.Objective("a")], [nc.Constraint("size", "<=", 5)])
+    scheduler = ParetoASHAScheduler(goal, max_t=9, cost_model=lambda config: {"size": 4})
+    result = {"training_iteration": 1, "a": 1, "size": 9}
+    assert scheduler.on_trial_result(None, trial("one"), result) == TrialScheduler.CONTINUE
+
+
 def test_only_what_training_may_mend_is_tolerated():
     """Of two constraints, one on what changes while a trial trains and one on what does not."""
     goal = nc.Goal([nc.Objective("a")], [nc.Constraint("drop", "<=", 0.1), nc.Constraint("size", "<=", 1)])
