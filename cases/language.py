@@ -189,7 +189,7 @@ CASE = Case(
         trial_samples=4000,
         copies=1,
         final_epochs=8,
-        final_copies=2,
+        final_copies=4,
         variants=1,
         limits=Limits(params=0.3, size=0.08, speedup=6.5, drop=0.1, equal=0.002),
     ),
