@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,43 +22,54 @@ ROWS = SimpleNamespace(
 )
 
 
-def gradients(name: str, values: Tensor, space: SimpleNamespace, learned: tuple[str, ...] = ()) -> list[Tensor]:
-    own = SimpleNamespace(**vars(space))
-    own.shape = list(values.shape)
-    leaves = [values.clone().requires_grad_()]
-    for key in learned:
-        setattr(own, key, getattr(space, key).clone().requires_grad_())
-        leaves.append(getattr(own, key))
-    result = quant_apply_methods[name](leaves[0], own)
+def gradients(function: Callable[..., Tensor], *leaves: Tensor) -> list[Tensor]:
+    """What a function makes of its arguments, and the gradients of these."""
+    own = [leaf.clone().requires_grad_() for leaf in leaves]
+    result = function(*own)
     weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1))
-    return [result.detach(), *torch.autograd.grad((result * weights).sum(), leaves)]
+    return [result.detach(), *torch.autograd.grad((result * weights).sum(), own)]
+
+
+def by_name(name: str, space: SimpleNamespace, learned: tuple[str, ...] = ()) -> Callable[..., Tensor]:
+    """A function of NNI's table, of the values and of what is learned."""
+
+    def apply(values: Tensor, *tensors: Tensor) -> Tensor:
+        parts = {**vars(space), **dict(zip(learned, tensors, strict=True)), "shape": list(values.shape)}
+        return quant_apply_methods[name](values, SimpleNamespace(**parts))
+
+    return apply
 
 
 def values(*shape: int) -> Tensor:
     return 4 * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_activations_are_rounded_as_torch_does():
-    given = values(50, 40).requires_grad_()
-    zero_point = ACTIVATION.zero_point.int()
-    expected = torch.fake_quantize_per_tensor_affine(given, ACTIVATION.scale, zero_point, 0, 255)
-    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    (expected * weights).sum().backward()
-    found, grad = gradients(rounding.QAT, given.detach(), ACTIVATION)
-    assert 0 < (given.grad == 0).sum() < given.numel(), "some values lie beyond the range"
-    torch.testing.assert_close(found, expected.detach(), atol=1e-6, rtol=0)
-    assert torch.equal(grad, given.grad)
-
-
-def test_rows_are_rounded_as_torch_does():
-    given = values(3, 20, 7).requires_grad_()
-    zero_points = torch.zeros(3, dtype=torch.int32)
-    expected = torch.fake_quantize_per_channel_affine(given, ROWS.scale.flatten(), zero_points, 0, -63, 63)
-    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    (expected * weights).sum().backward()
-    found, grad = gradients(rounding.QAT, given.detach(), ROWS)
-    torch.testing.assert_close(found, expected.detach(), atol=1e-6, rtol=0)
-    assert torch.equal(grad, given.grad)
+@pytest.mark.parametrize(
+    ("space", "shape", "torchs"),
+    [
+        (
+            ACTIVATION,
+            (50, 40),
+            lambda given: torch.fake_quantize_per_tensor_affine(
+                given, ACTIVATION.scale, ACTIVATION.zero_point.int(), 0, 255
+            ),
+        ),
+        (
+            ROWS,
+            (3, 20, 7),
+            lambda given: torch.fake_quantize_per_channel_affine(
+                given, ROWS.scale.flatten(), ROWS.zero_point.flatten().int(), 0, -63, 63
+            ),
+        ),
+    ],
+    ids=["activations", "rows"],
+)
+def test_values_are_rounded_as_torch_does(space, shape, torchs):
+    expected, expected_grad = gradients(torchs, values(*shape))
+    found, grad = gradients(by_name(rounding.QAT, space), values(*shape))
+    assert 0 < (expected_grad == 0).sum() < grad.numel(), "some values lie beyond the range"
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert torch.equal(grad, expected_grad)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +78,9 @@ def test_rows_are_rounded_as_torch_does():
 def test_learned_scales_have_nnis_gradients(nnis, learned):
     zero_point = torch.tensor([101.3 if "zero_point" in learned else 0.0])
     space = SimpleNamespace(scale=torch.tensor([0.03]), zero_point=zero_point, qmin=-128, qmax=127, _scaler=None)
-    given = values(50, 40)
-    for expected, found in zip(
-        gradients(nnis, given, space, learned), gradients(rounding.LEARNED, given, space, learned), strict=True
-    ):
+    leaves = [values(50, 40), *(getattr(space, key) for key in learned)]
+    both = (gradients(by_name(name, space, learned), *leaves) for name in (nnis, rounding.LEARNED))
+    for expected, found in zip(*both, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
