@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from ray.tune.result import AUTO_RESULT_KEYS, DEFAULT_EXPERIMENT_INFO_KEYS
+
+_OF_TUNE = {*AUTO_RESULT_KEYS, *DEFAULT_EXPERIMENT_INFO_KEYS, "done"}
+
 
 class Status(str, Enum):
     """How a trial ended."""
@@ -53,3 +57,9 @@ class Observation:
     def from_dict(cls, data: Mapping[str, Any]) -> Observation:
         """The observation of `to_dict`."""
         return cls(**{**data, "status": Status(data["status"])})
+
+
+def reported_names(result: Mapping[str, Any]) -> str:
+    """What a trainable itself has reported, without what Tune adds: names for a message."""
+    names = sorted(str(name) for name in result if name not in _OF_TUNE and "/" not in str(name))
+    return ", ".join(names) or "nothing"

@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from ray_nascomp.errors import ConfigError, InfeasibleError
 from ray_nascomp.goals import Goal, as_float, says_infeasible
+from ray_nascomp.observations import reported_names
 from ray_nascomp.schedulers.past import past_results
 from ray_nascomp.schedulers.progress import Progress
 from ray_nascomp.schedulers.rungs import most_promising
@@ -210,7 +211,7 @@ class ParetoASHAScheduler(FIFOScheduler):
             "the goal looks at %s, which a trial has not reported when it came to a rung: it ranks last, and so do all "
             "that report the same: %s",
             ", ".join(map(repr, missing)),
-            ", ".join(sorted(map(str, result))),
+            reported_names(result),
         )
 
     def _is_promising(self, trial_id: str, milestone: float) -> bool:

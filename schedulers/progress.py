@@ -9,6 +9,7 @@ from typing import Any
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import as_float
+from ray_nascomp.observations import reported_names
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,6 @@ class Progress:
             logger.warning(
                 "time_attr: %r is no number in a report, of which the scheduler knows nothing then; reported: %s",
                 self._name,
-                ", ".join(sorted(map(str, result))) or "nothing",
+                reported_names(result),
             )
         return time

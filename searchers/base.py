@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray.tune.result import AUTO_RESULT_KEYS, DEFAULT_EXPERIMENT_INFO_KEYS
 from ray.tune.search import Searcher
 
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal, as_float, says_infeasible
 from ray_nascomp.observation_log import plain
-from ray_nascomp.observations import Observation, Status
+from ray_nascomp.observations import Observation, Status, reported_names
 from ray_nascomp.searchers.known_costs import CostFunction, Known, KnownCosts
 from ray_nascomp.searchers.ladder import Costs, costs_by_role, dense, rungs
 from ray_nascomp.searchers.saved import SavedSearcher
@@ -38,7 +37,6 @@ _TRIES = 64
 _RANDOM_TRIES = 2000
 _SPREAD_DRAWS = 12
 _LADDER = (0.0, 0.5, 0.25, 0.75)
-_OF_TUNE = {*AUTO_RESULT_KEYS, *DEFAULT_EXPERIMENT_INFO_KEYS, "done"}
 
 
 class GoalSearcher(SavedSearcher):
@@ -352,12 +350,11 @@ class GoalSearcher(SavedSearcher):
         if self._has_warned or not missing or says_infeasible(result):
             return
         self._has_warned = True
-        reported = sorted(name for name in result if name not in _OF_TUNE and "/" not in name)
         logger.warning(
             "the goal looks at %s, which a trial has not reported: it counts as failed, and so will all that report "
             "the same: %s",
             ", ".join(map(repr, missing)),
-            ", ".join(reported) or "nothing",
+            reported_names(result),
         )
 
     def _relevant(self, result: Mapping[str, Any]) -> dict[str, Any]:
