@@ -216,6 +216,7 @@ class Study:
         """
         if not self.is_searched(name):
             self.run(self.tuner(name, searcher, space, trials))
+            nc.Results(self.folder / name, self.goal).retime(self.task)
             self._mark(name).touch()
         return nc.Results(self.folder / name, self.goal)
 

@@ -77,6 +77,8 @@ def run_search(
 ) -> Results:
     """Runs a search in a Ray instance of its own, with a live view on stderr; the experiment lies in `folder`.
 
+    Trials that ran side by side on this machine are timed again once all are over.
+
     Where RAY_ADDRESS is set, that cluster is used, and `workers` trials run at a time on it.
 
     Where Ray runs in this process already, that instance is used and left running.
@@ -126,10 +128,13 @@ def run_search(
                 ),
             )
         with redirect_stdout(sys.stderr):
-            return Results(tuner.fit(), goal=goal)
+            results = Results(tuner.fit(), goal=goal)
     finally:
         if is_ours:
             ray.shutdown()
+    if address == "local" and effort.workers > 1:
+        results.retime(task)
+    return results
 
 
 class NothingFoundError(click.ClickException):

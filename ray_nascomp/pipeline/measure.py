@@ -156,7 +156,7 @@ def make_artifact(prepared: Prepared, proto: onnx.ModelProto, simulation: Simula
             f"the exported file's outputs on the validation data differ from the model's by {error:.2g} (relative); "
             f"up to {max(_MAX_ERROR, noise):.2g} is allowed. Does the model branch on its inputs?"
         )
-    return _timed(content, session, value, error, task)
+    return Artifact(content, value, error, latency_of(content, task, session))
 
 
 def _noise(prepared: Prepared, simulation: Simulation, task: Task) -> float:
@@ -186,14 +186,19 @@ def file_of(prepared: Prepared, proto: onnx.ModelProto, simulation: Simulation) 
 
 def timed(content: bytes, value: float, error: float, task: Task) -> Artifact:
     """A file whose outputs were judged before, timed now."""
-    return _timed(content, make_session(content), value, error, task)
+    return Artifact(content, value, error, latency_of(content, task))
 
 
-def _timed(content: bytes, session: onnxruntime.InferenceSession, value: float, error: float, task: Task) -> Artifact:
+def latency_of(content: bytes, task: Task, session: onnxruntime.InferenceSession | None = None) -> Latency:
+    """Times a file at batch size 1 and one thread, next to the original's.
+
+    Args:
+        content: The file.
+        task: Its task.
+        session: A session that runs the file, if there is one already.
+    """
     inputs = task.val_data.head(1)[0]
     baseline = baseline_of(task)
     if task in _timers:
-        latency = _timers[task](baseline.content, content, inputs, task.input_names)
-    else:
-        latency = trial_latency(baseline.session, session, inputs, task.input_names)
-    return Artifact(content, value, error, latency)
+        return _timers[task](baseline.content, content, inputs, task.input_names)
+    return trial_latency(baseline.session, session or make_session(content), inputs, task.input_names)

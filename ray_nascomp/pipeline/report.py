@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ray_nascomp.deployment.runtime import Latency
 from ray_nascomp.goals import WORST_SCORE, Goal, Objective
 from ray_nascomp.pipeline.measure import Artifact, baseline_of
 from ray_nascomp.tasks.base import Task
@@ -47,7 +48,7 @@ _MEASURED = ("size_mb", "size_ratio", "latency_ms", "speedup", "speedup_spread",
 def metrics_of(run: CompressionRun, measurement: Measurement) -> dict[str, Any]:
     """The report of a step."""
     baseline = baseline_of(run.task)
-    size, latency = len(measurement.artifact.content), measurement.artifact.latency
+    size = len(measurement.artifact.content)
     cost = run.costs(run.config)
     values = {
         run.task.metric: measurement.value,
@@ -55,12 +56,15 @@ def metrics_of(run: CompressionRun, measurement: Measurement) -> dict[str, Any]:
         **{name: cost[name] for name in _COSTS},
         "size_mb": size / 1e6,
         "size_ratio": len(baseline.content) / size,
-        "latency_ms": latency.compressed_ms,
-        "speedup": latency.speedup,
-        "speedup_spread": latency.spread,
+        **latency_metrics(measurement.artifact.latency),
         "export_error": measurement.artifact.error,
     }
     return _report(run, values, measurement.stage, "")
+
+
+def latency_metrics(latency: Latency) -> dict[str, float]:
+    """What a report says of an exported file's speed."""
+    return {"latency_ms": latency.compressed_ms, "speedup": latency.speedup, "speedup_spread": latency.spread}
 
 
 def infeasible_metrics(run: CompressionRun, reason: str) -> dict[str, Any]:

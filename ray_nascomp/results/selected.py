@@ -228,15 +228,9 @@ class SelectedModel:
         return False
 
     def _task(self, task: Task | None) -> Task:
-        from ray_nascomp.tasks.known import find_task
+        from ray_nascomp.tasks.known import task_of
 
-        fingerprint = str(self.metrics.get("task", ""))
-        found = task or find_task(fingerprint)
-        if found is None:
-            raise ConfigError("task: the task is not alive in this process; give it as task=")
-        if found.fingerprint != fingerprint:
-            raise ConfigError(f"task: it is another task ({found.fingerprint}) than the search's ({fingerprint})")
-        return found
+        return task_of(str(self.metrics.get("task", "")), task)
 
 
 def layers_of(folder: str | None, filesystem: pyarrow.fs.FileSystem) -> list[dict[str, Any]]:

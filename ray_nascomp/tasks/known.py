@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING
 
+from ray_nascomp.errors import ConfigError
+
 if TYPE_CHECKING:
     from ray_nascomp.tasks.base import Task
 
@@ -26,3 +28,17 @@ def find_task(fingerprint: str) -> Task | None:
     """The task of this process with a fingerprint, if it is still in use."""
     tasks = [task for reference in _alive if (task := reference()) is not None]
     return next((task for task in reversed(tasks) if task.fingerprint == fingerprint), None)
+
+
+def task_of(fingerprint: str, task: Task | None) -> Task:
+    """The task that a search was made with: the one that is given, or this process's.
+
+    Raises:
+        ConfigError: If there is none, or the given one is another.
+    """
+    found = task or find_task(fingerprint)
+    if found is None:
+        raise ConfigError("task: the task is not alive in this process; give it as task=")
+    if found.fingerprint != fingerprint:
+        raise ConfigError(f"task: it is another task ({found.fingerprint}) than the search's ({fingerprint})")
+    return found

@@ -352,3 +352,58 @@ def test_a_search_that_failed_whole_does_not_hide_behind_an_earlier_one(ray_sess
     assert len(run(0.95)) == 2
     assert "all 1 trials of this search failed, the first with: " in caplog.text
     assert "too large" in caplog.text
+
+
+def measured_trial(folder: Path, name: str, task: nc.Task, goal: nc.Goal, config: dict, **wrong) -> dict:
+    """A completed trial with its files, in whose last report some values are other than they were measured."""
+    step = nc.compress(task, config, goal=goal, epochs=0)
+    reported = {**step.metrics, **wrong}
+    step.save(write_trial(folder, name, [reported], config) / "checkpoint_000000")
+    return reported
+
+
+@pytest.fixture
+def beside_others(digits_task, tmp_path):
+    """Of two trials one was timed as ten times slower than it can be, and is beyond the limit."""
+    goal = nc.Goal([nc.Objective("accuracy"), nc.Objective("speedup")], [nc.Constraint("speedup", ">=", 0.2)])
+    measured_trial(tmp_path, "slowed", digits_task, goal, {}, speedup=0.1, latency_ms=1e3, score=-1.0)
+    measured_trial(tmp_path, "free", digits_task, goal, {"prune": {"sparsity": 0.5}})
+    write_trial(tmp_path, "stopped", [{"final": False, "speedup": 0.1, "goal": goal.to_json()}])
+    return nc.Results(tmp_path)
+
+
+def test_results_are_timed_again_alone(beside_others, digits_task):
+    def of(results, metric):
+        return {trial.trial_id: trial.metrics.get(metric) for trial in results.trials}
+
+    assert "slowed" not in {trial.trial_id for trial in beside_others.front()}
+    before = {name: of(beside_others, name) for name in ("accuracy", "size_mb", "speedup")}
+    beside_others.retime(digits_task, progress=False)
+    slowed = next(trial for trial in beside_others.trials if trial.trial_id == "slowed")
+    # It is the original, unchanged, timed next to itself.
+    assert slowed.metrics["speedup"] == pytest.approx(1, abs=0.4)
+    assert slowed.metrics["latency_ms"] < 100
+    assert slowed.metrics["score"] == beside_others.goal.score(slowed.metrics) > 0
+    assert beside_others.best("accuracy").trial_id == "slowed"
+    assert of(beside_others, "speedup")["stopped"] == before["speedup"]["stopped"]
+    completed = ("slowed", "free")
+    for name in ("accuracy", "size_mb"):
+        assert [of(beside_others, name)[trial] for trial in completed] == [before[name][trial] for trial in completed]
+    # Whoever opens the folder later has the new figures too.
+    assert of(nc.Results(beside_others.path), "speedup") == of(beside_others, "speedup")
+
+
+def test_timing_again_needs_the_searches_own_task_and_files(beside_others, digits, digits_task):
+    other = nc.Task(digits_task.model, digits["train"], digits["test"])
+    with pytest.raises(ConfigError, match="another task"):
+        beside_others.retime(other, progress=False)
+    shutil.rmtree(Path(beside_others.path) / "free" / "checkpoint_000000")
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        nc.Results(beside_others.path).retime(digits_task, progress=False)
+
+
+@pytest.mark.parametrize("text", ['{"slowed": {"spee', "[1]", '{"slowed": 3}', ""])
+def test_a_record_of_new_times_that_cannot_be_read_is_as_none(beside_others, text):
+    before = beside_others.dataframe()
+    (Path(beside_others.path) / "latency.json").write_text(text)
+    assert nc.Results(beside_others.path).dataframe().equals(before)
