@@ -82,6 +82,7 @@ def main() -> None:
     )
     results = nc.Results(tuner.fit())
     ray.shutdown()
+    results.retime()
 
     console.rule("3. The front")
     console.print(front_table(results))

@@ -49,6 +49,7 @@ def search(task: nc.HuggingFaceTask, arguments: argparse.Namespace) -> None:
         run_config=tune.RunConfig(storage_path=str(arguments.output.resolve()), name="search"),
     )
     results = nc.Results(tuner.fit())
+    results.retime(task)
     results.report(arguments.output / "report.html")
     best = results.best()
     best.export(arguments.output / "model.onnx")

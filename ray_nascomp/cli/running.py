@@ -77,7 +77,7 @@ def run_search(
 ) -> Results:
     """Runs a search in a Ray instance of its own, with a live view on stderr; the experiment lies in `folder`.
 
-    Trials that ran side by side on this machine are timed again once all are over.
+    Trials that ran on this machine are timed again once all are over.
 
     Where RAY_ADDRESS is set, that cluster is used, and `workers` trials run at a time on it.
 
@@ -132,7 +132,7 @@ def run_search(
     finally:
         if is_ours:
             ray.shutdown()
-    if address == "local" and effort.workers > 1:
+    if address == "local":
         results.retime(task)
     return results
 

@@ -189,6 +189,11 @@ def timed(content: bytes, value: float, error: float, task: Task) -> Artifact:
     return Artifact(content, value, error, latency_of(content, task))
 
 
+def is_timed_elsewhere(task: Task) -> bool:
+    """Whether this process has the task's files timed by another."""
+    return task in _timers
+
+
 def latency_of(content: bytes, task: Task, session: onnxruntime.InferenceSession | None = None) -> Latency:
     """Times a file at batch size 1 and one thread, next to the original's.
 

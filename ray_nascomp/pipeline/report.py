@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_nascomp.deployment.runtime import Latency
 from ray_nascomp.goals import WORST_SCORE, Goal, Objective
-from ray_nascomp.pipeline.measure import Artifact, baseline_of
+from ray_nascomp.pipeline.measure import Artifact, baseline_of, is_timed_elsewhere
 from ray_nascomp.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def _report(run: CompressionRun, values: dict[str, Any], stage: str, reason: str
         "stage": stage,
         "epoch": run.steps_done,
         "final": stage in ("exported", "infeasible"),
+        "timed_elsewhere": is_timed_elsewhere(run.task),
         "goal": goal.to_json(),
         "task": run.task.fingerprint,
         **{f"seconds_{name}": run.seconds.get(name, 0.0) for name in STAGES},

@@ -16,9 +16,6 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal, as_float, says_infeasible
 from ray_nascomp.observation_log import snapshot_statuses
 
-LATENCY_FILE = "latency.json"
-"""In an experiment's folder: trial id -> metrics that were measured again after the search."""
-
 TrialStatus = Literal["completed", "stopped", "infeasible", "failed", "unfinished"]
 
 
@@ -49,10 +46,6 @@ class TrialRecord:
         """The last report; empty if there is none."""
         return self.rows[-1] if self.rows else {}
 
-    def with_metrics(self, metrics: Mapping[str, Any]) -> TrialRecord:
-        """The trial with other values in its last report."""
-        return replace(self, rows=[*self.rows[:-1], {**self.metrics, **metrics}])
-
 
 def read_experiment(path: str, filesystem: pyarrow.fs.FileSystem) -> list[TrialRecord]:
     """All trials of an experiment, in the order of their start.
@@ -69,13 +62,12 @@ def read_experiment(path: str, filesystem: pyarrow.fs.FileSystem) -> list[TrialR
     if not entries:
         raise ConfigError(f"{path} is not the folder of an experiment: it is empty or does not exist")
     statuses = _tune_statuses(entries, filesystem)
-    again = _measured_again(entries, filesystem)
     records = []
     for entry in entries:
         if entry.type is pyarrow.fs.FileType.Directory:
             record = _read_trial(entry.path, filesystem, statuses)
             if record is not None:
-                records.append(record.with_metrics(again.get(record.trial_id, {})) if record.rows else record)
+                records.append(record)
     if not records:
         raise ConfigError(f"{path} holds no trial: none of its folders has a params.json")
     places = {trial_id: place for place, trial_id in enumerate(statuses)}  # Tune lists them as they began.
@@ -157,18 +149,6 @@ def _tune_statuses(entries: list[pyarrow.fs.FileInfo], filesystem: pyarrow.fs.Fi
     """Trial id -> status from Tune's newest snapshot; empty if there is none that can be read."""
     snapshots = sorted(e.path for e in entries if PurePosixPath(e.path).name.startswith("experiment_state-"))
     return snapshot_statuses(_read(filesystem, snapshots[-1])) if snapshots else {}
-
-
-def _measured_again(
-    entries: list[pyarrow.fs.FileInfo], filesystem: pyarrow.fs.FileSystem
-) -> Mapping[str, Mapping[str, Any]]:
-    """Trial id -> what was measured again; empty if there is nothing that can be read."""
-    for entry in entries:
-        if PurePosixPath(entry.path).name == LATENCY_FILE:
-            trials = _parse(_read(filesystem, entry.path))
-            if isinstance(trials, dict):
-                return {name: metrics for name, metrics in trials.items() if isinstance(metrics, dict)}
-    return {}
 
 
 def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, track
 from rich.progress import Progress as Bar
 from rich.text import Text
 
@@ -19,6 +19,7 @@ from ray_nascomp.results.loading import TrialStatus, status_of
 if TYPE_CHECKING:
     from ray_nascomp.pipeline import Step
 
+_Item = TypeVar("_Item")
 _FEWEST_FOR_ESTIMATE = 4
 _TRAINING = "training the chosen model"
 
@@ -111,6 +112,21 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def counted(items: Sequence[_Item], what: str, shown: bool) -> Iterator[_Item]:
+    """The items, with a bar on stderr that shows how many are done; a line where that is no terminal.
+
+    Args:
+        items: The items.
+        what: What is done with them.
+        shown: Whether anything is shown.
+    """
+    console = Console(stderr=True, highlight=False)
+    has_bar = console.is_terminal and not console.is_jupyter
+    if shown and not has_bar:
+        console.print(f"{what}: {len(items)}")
+    yield from track(items, what, console=console, disable=not (shown and has_bar))
 
 
 def tracked(steps: Iterable[Step], count: int, metric: str) -> Iterator[Step]:

@@ -16,6 +16,7 @@ from ray_nascomp.goals import Constraint, Goal
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.pareto import front_indices, knee_index, normalised_hypervolume
 from ray_nascomp.results.loading import TrialRecord, judged, read_experiment, status_of
+from ray_nascomp.results.retiming import keep_times, read_times, time_again, with_times
 from ray_nascomp.results.selected import SelectedModel, layers_of
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Results:
             self._filesystem, self.path = source.filesystem, source.experiment_path
             self.trials = _from_grid(source)
         self.goal = goal or _recorded_goal(self.trials)
-        self.trials = [judged(trial, self.goal) for trial in self.trials]
+        times = read_times(self.path, self._filesystem)
+        self.trials = [judged(with_times(trial, times.get(trial.trial_id, {})), self.goal) for trial in self.trials]
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -155,22 +157,29 @@ class Results:
         """Times the files of all completed trials again, one after another, on this machine.
 
         Trials measure while others train beside them, which may shift a speedup by a fifth; near a limit that decides
-        what is feasible. latency_ms, speedup, speedup_spread and score are replaced here and, in latency.json, for
-        whoever opens the experiment's folder later. Nothing else should run meanwhile.
+        what is feasible. Nothing else should run meanwhile. latency_ms, speedup, speedup_spread and the goal's score
+        are replaced, also for `Results` that are opened later: they lie in the experiment's folder, in latency.jsonl.
+        Without completed trials nothing is done; what is timed before an interruption is kept.
 
         Args:
             task: The task; found by itself if it is alive in this process.
-            progress: Whether a bar on stderr shows how far it is.
+            progress: Whether stderr shows how far it is.
 
         Raises:
-            ConfigError: If there is no task, or it is another one, or a trial's file is missing.
+            ConfigError: If there is no task, or it is another one, none of the trials kept a file, or they were timed
+                on nodes of their own (`latency_resources`), which this machine is not.
         """
-        from ray_nascomp.results.retiming import keep, time_again
-
         completed = [trial for trial in self.trials if trial.status == "completed"]
-        measured = time_again(completed, self.goal, self._filesystem, task, progress)
-        keep(self.path, self._filesystem, measured)
-        self.trials = [trial.with_metrics(measured.get(trial.trial_id, {})) for trial in self.trials]
+        times: dict[str, dict[str, float]] = {}
+        if not completed:
+            return
+        try:
+            for trial_id, row in time_again(completed, self.goal, self._filesystem, task, progress):
+                times[trial_id] = row
+        finally:
+            self.trials = [with_times(trial, times.get(trial.trial_id, {})) for trial in self.trials]
+            if times:
+                keep_times(self.path, self._filesystem, times)
 
     def observations(self) -> list[Observation]:
         """The trials as observations, for `warm_start` of a searcher."""

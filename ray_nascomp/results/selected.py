@@ -77,6 +77,14 @@ class SelectedModel:
         pyarrow.fs.copy_files(self.folder, str(target.resolve()), source_filesystem=self.filesystem)
         return target
 
+    @property
+    def has_file(self) -> bool:
+        """Whether the trial kept an ONNX file."""
+        if self.folder is None:
+            return False
+        (entry,) = self.filesystem.get_file_info([f"{self.folder}/{_MODEL_FILE}"])
+        return bool(entry.type is pyarrow.fs.FileType.File)
+
     def content(self) -> bytes:
         """The ONNX file's bytes.
 
