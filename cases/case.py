@@ -100,6 +100,9 @@ class Case:
             samples; None for the original itself with the builder and the architecture above.
         space: Function from that task to what is searched; None for sparsities by group, and ranks and bits by layer.
         first: Function from that task to configs that the search begins with.
+        takes_closest: Whether, of a search's results, those count as the best whose outputs on the validation data are
+            closest to the original's, rather than the most accurate ones. Where samples are few and all results learn
+            from the original, that tells more of them apart.
     """
 
     name: str
@@ -115,3 +118,4 @@ class Case:
     start: Callable[[nn.Module, Splits, Path], nc.Task] | None = None
     space: Callable[[nc.Task], dict[str, Any]] | None = None
     first: Callable[[nc.Task], list[dict[str, Any]]] | None = None
+    takes_closest: bool = False

@@ -179,6 +179,7 @@ CASE = Case(
     start=start,
     space=space,
     first=first,
+    takes_closest=True,
     budget=Budget(
         samples=None,
         epochs=3,
