@@ -100,9 +100,9 @@ class Case:
             samples; None for the original itself with the builder and the architecture above.
         space: Function from that task to what is searched; None for sparsities by group, and ranks and bits by layer.
         first: Function from that task to configs that the search begins with.
-        takes_closest: Whether, of a search's results, those count as the best whose outputs on the validation data are
-            closest to the original's, rather than the most accurate ones. Where samples are few and all results learn
-            from the original, that tells more of them apart.
+        takes_closest: Whether, of a search's results, those with the least divergence count as the best, rather than
+            the most accurate ones. Where validation samples are few and all results learn from the original, that
+            tells more of them apart.
     """
 
     name: str

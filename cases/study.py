@@ -25,9 +25,6 @@ from ray import tune
 from torch import nn
 
 import ray_nascomp as nc
-from ray_nascomp.compression.distill import distillation_loss
-from ray_nascomp.deployment.runtime import make_session
-from ray_nascomp.pipeline.measure import evaluate_with_outputs
 from ray_nascomp.pipeline.training import with_longer_training
 from ray_nascomp.results import FrontReporter
 from ray_nascomp.results.progress import tracked
@@ -303,28 +300,14 @@ class Study:
         """The best completed trials within the limits, then those least beyond them; of equals the smaller."""
         goal = self.goal
 
-        def loss(trial: Any) -> float:
-            if not self.case.takes_closest:
-                return -trial.metrics["accuracy"]
-            return self.divergence(results.trial(trial.trial_id).content())
+        def loss(metrics: Mapping[str, Any]) -> float:
+            return float(metrics["divergence"] if self.case.takes_closest else -metrics["accuracy"])
 
         completed = [trial for trial in results.trials if trial.status == "completed"]
         if not completed:
             raise SystemExit(f"no trial was completed: {results}; what became of each is in {self.folder}")
-        completed.sort(key=lambda trial: (goal.violation(trial.metrics), loss(trial), -gain(trial.metrics)))
+        completed.sort(key=lambda trial: (goal.violation(trial.metrics), loss(trial.metrics), -gain(trial.metrics)))
         return completed[:count]
-
-    def divergence(self, content: bytes) -> float:
-        """How far a file's outputs on the validation data are from the original's: nats a sample, 0 or more."""
-        _, outputs = evaluate_with_outputs(make_session(content), self.task)
-        _, targets = self.task.val_data.head(len(self.task.val_data))
-        return float(distillation_loss(outputs, self._original_outputs, targets))
-
-    @cached_property
-    def _original_outputs(self) -> torch.Tensor:
-        task = self.task.original or self.task
-        _, outputs = evaluate_with_outputs(make_session(self.whole.content), task)
-        return outputs
 
 
 def gain(metrics: Mapping[str, Any]) -> float:

@@ -61,7 +61,9 @@ def names(tmp_path, monkeypatch, digits) -> dict[str, Any]:
     experiment = tmp_path / "experiment"
     goal = nc.Goal([nc.Objective("accuracy"), nc.Objective("size_mb", mode="min"), nc.Objective("speedup")])
     for number in range(12):
-        metrics = row(0.5 + 0.03 * number, 2.0, size_mb=0.1 * (1 + number), speedup=1.5, goal=goal.to_json())
+        metrics = row(
+            0.5 + 0.03 * number, 2.0, size_mb=0.1 * (1 + number), speedup=1.5, divergence=0.1, goal=goal.to_json()
+        )
         write_trial(experiment, f"t{number}", [metrics], {"lr": 0.001 * (1 + number)})
     return {
         # Functions of a text have to reach Ray's workers, as those of a script do.

@@ -155,7 +155,7 @@ def record(grid: Grid, sparsity: Sequence[float]) -> Iterator[dict[str, Any]]:
             trainer.epoch(candidate.network, optimizer, step - 1)
         for curve, plan in zip(curves, plans, strict=True):
             ready = prepare(replace(candidate, plan=plan), grid.judge)
-            curve.append(round(measure.simulate(ready, grid.judge, set()).value, 5))
+            curve.append(round(measure.simulate(ready, grid.judge, set()).quality.value, 5))
     for bits, config, curve in zip(choices, configs, curves, strict=True):
         known = costs(config)
         row = dict(zip(grid.columns, [*sparsity, *bits], strict=True))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ray_nascomp.deployment.runtime import Latency
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.pipeline.measure import Artifact
+from ray_nascomp.pipeline.measure import Artifact, Quality
 from ray_nascomp.pipeline.report import goal_of
 from ray_nascomp.pipeline.snapshot import Snapshot
 from ray_nascomp.plan import CompressionPlan
@@ -127,7 +127,10 @@ def restore_run(run: CompressionRun, folder: Path) -> None:
     facts = manifest["first"]
     if facts is not None and not run.is_done:
         run._first = Artifact(
-            (folder / _FIRST_FILE).read_bytes(), facts["value"], facts["error"], Latency(**facts["latency"])
+            (folder / _FIRST_FILE).read_bytes(),
+            Quality(**facts["quality"]),
+            facts["error"],
+            Latency(**facts["latency"]),
         )
 
 
@@ -157,7 +160,7 @@ def _described_model(task: Task) -> dict[str, Any] | None:
 
 
 def _artifact_facts(artifact: Artifact) -> dict[str, Any]:
-    return {"value": artifact.value, "error": artifact.error, "latency": vars(artifact.latency)}
+    return {"quality": vars(artifact.quality), "error": artifact.error, "latency": vars(artifact.latency)}
 
 
 def _layer_table(run: CompressionRun) -> list[dict[str, Any]]:

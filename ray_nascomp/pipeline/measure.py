@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 from torch import nn
 
+from ray_nascomp.compression.distill import distillation_loss
 from ray_nascomp.deployment.compact import compact
 from ray_nascomp.deployment.dense import export_dense
 from ray_nascomp.deployment.elsewhere import Timer
@@ -22,10 +23,11 @@ from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
 from ray_nascomp.pipeline.prepare import Prepared
 from ray_nascomp.tasks.base import Task
-from ray_nascomp.tasks.data import Data
 
 _MAX_ERROR = 0.1
 """Largest relative difference (L2) of a file's outputs from the simulated model's, unless rounding does more."""
+_SAMPLES = 256
+"""Of so many at a time the divergence is computed, in double precision."""
 _MOST_OF_NOISE = 1.5
 """Two independent errors of one size differ by its square root of two."""
 
@@ -36,16 +38,21 @@ class Baseline:
 
     Attributes:
         value: The metric of the exported file on the validation data.
+        outputs: Its outputs on it, shape `(samples, ...)`.
+        targets: The targets of that, shape `(samples, ...)`.
         content: The exported file.
         session: A session that runs it.
     """
 
     value: float
+    outputs: torch.Tensor = field(repr=False)
+    targets: torch.Tensor = field(repr=False)
     content: bytes = field(repr=False)
     session: onnxruntime.InferenceSession
 
 
 _baselines: weakref.WeakKeyDictionary[Task, Baseline] = weakref.WeakKeyDictionary()
+_references: weakref.WeakKeyDictionary[Task, tuple[torch.Tensor, torch.Tensor]] = weakref.WeakKeyDictionary()
 _timers: weakref.WeakKeyDictionary[Task, Timer] = weakref.WeakKeyDictionary()
 
 
@@ -56,9 +63,47 @@ def baseline_of(task: Task) -> Baseline:
     if task not in _baselines:
         content = export_dense(task)
         session = make_session(content)
-        value = task.evaluate(file_predictor(session, task))
-        _baselines[task] = Baseline(value, content, session)
+        outputs, targets = task.outputs(file_predictor(session, task), task.val_data)
+        _baselines[task] = Baseline(task.score(outputs, targets), outputs, targets, content, session)
     return _baselines[task]
+
+
+def _reference(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of the task's own model on the validation data, and targets; computed once in a process."""
+    if task.original is None:
+        baseline = baseline_of(task)
+        return baseline.outputs, baseline.targets
+    if task not in _references:
+        _references[task] = task.outputs(task.predict(task.model), task.val_data)
+    return _references[task]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What outputs on the validation data are worth.
+
+    Attributes:
+        value: The task's metric.
+        divergence: How far they are from those of the task's own model, as `distillation_loss` has it; 0 or more.
+    """
+
+    value: float
+    divergence: float
+
+
+def worst_quality(task: Task) -> Quality:
+    """The worst value, and the divergence of outputs that tell nothing: all zero."""
+    outputs, _ = _reference(task)
+    return Quality(task.worst, _divergence(torch.zeros_like(outputs), task))
+
+
+def _divergence(outputs: torch.Tensor, task: Task) -> float:
+    parts = zip(*(tensor.split(_SAMPLES) for tensor in (outputs, *_reference(task))), strict=True)
+    total = sum(
+        len(found) * float(distillation_loss(found.double(), known.double(), targets))
+        for found, known, targets in parts
+    )
+    return total / len(outputs)
 
 
 def time_with(task: Task, timer: Timer) -> None:
@@ -72,13 +117,13 @@ class Artifact:
 
     Attributes:
         content: The ONNX file.
-        value: The metric of the file on the validation data, run by ONNX Runtime.
+        quality: That of the file, run by ONNX Runtime.
         error: Relative difference (L2) of its outputs from those of the simulated model.
         latency: Time at batch size 1 and one thread, next to the original's.
     """
 
     content: bytes = field(repr=False)
-    value: float
+    quality: Quality
     error: float
     latency: Latency
 
@@ -88,12 +133,12 @@ class Simulation:
     """A network under simulated integers.
 
     Attributes:
-        value: The metric on the validation data.
-        outputs: The outputs on it, shape `(samples, ...)`.
+        quality: That of its outputs.
+        outputs: The outputs on the validation data, shape `(samples, ...)`.
         calibration: The scales; empty where no layer is quantized.
     """
 
-    value: float
+    quality: Quality
     outputs: torch.Tensor
     calibration: Calibration
 
@@ -118,13 +163,11 @@ def simulation_of(session: QuantizationSession, wrapped: nn.Module, task: Task) 
     return Simulation(*evaluate_with_outputs(wrapped, task), session.calibration())
 
 
-def evaluate_with_outputs(
-    model: nn.Module | onnxruntime.InferenceSession, task: Task, data: Data | None = None
-) -> tuple[float, torch.Tensor]:
-    """The metric and the outputs, shape `(samples, ...)`."""
+def evaluate_with_outputs(model: nn.Module | onnxruntime.InferenceSession, task: Task) -> tuple[Quality, torch.Tensor]:
+    """What a model's outputs on the validation data are worth, and these, shape `(samples, ...)`."""
     predict = task.predict(model) if isinstance(model, nn.Module) else file_predictor(model, task)
-    outputs, targets = task.outputs(predict, data or task.val_data)
-    return task.score(outputs, targets), outputs
+    outputs, targets = task.outputs(predict, task.val_data)
+    return Quality(task.score(outputs, targets), _divergence(outputs, task)), outputs
 
 
 def file_predictor(session: onnxruntime.InferenceSession, task: Task) -> Callable[[object], torch.Tensor]:
@@ -149,14 +192,14 @@ def make_artifact(prepared: Prepared, proto: onnx.ModelProto, simulation: Simula
     """
     content = file_of(prepared, proto, simulation)
     session = make_session(content)
-    value, outputs = evaluate_with_outputs(session, task)
+    quality, outputs = evaluate_with_outputs(session, task)
     error = float((outputs - simulation.outputs).norm() / simulation.outputs.norm().clamp(min=1e-12))
     if not error <= _MAX_ERROR and not error <= (noise := _MOST_OF_NOISE * _noise(prepared, simulation, task)):
         raise ExportError(
             f"the exported file's outputs on the validation data differ from the model's by {error:.2g} (relative); "
             f"up to {max(_MAX_ERROR, noise):.2g} is allowed. Does the model branch on its inputs?"
         )
-    return Artifact(content, value, error, latency_of(content, task, session))
+    return Artifact(content, quality, error, latency_of(content, task, session))
 
 
 def _noise(prepared: Prepared, simulation: Simulation, task: Task) -> float:
@@ -184,9 +227,9 @@ def file_of(prepared: Prepared, proto: onnx.ModelProto, simulation: Simulation) 
     return compact(proto)
 
 
-def timed(content: bytes, value: float, error: float, task: Task) -> Artifact:
+def timed(content: bytes, quality: Quality, error: float, task: Task) -> Artifact:
     """A file whose outputs were judged before, timed now."""
-    return Artifact(content, value, error, latency_of(content, task))
+    return Artifact(content, quality, error, latency_of(content, task))
 
 
 def is_timed_elsewhere(task: Task) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_nascomp.deployment.runtime import Latency
 from ray_nascomp.goals import WORST_SCORE, Goal, Objective
-from ray_nascomp.pipeline.measure import Artifact, baseline_of, is_timed_elsewhere
+from ray_nascomp.pipeline.measure import Artifact, Quality, baseline_of, is_timed_elsewhere, worst_quality
 from ray_nascomp.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ class Measurement:
     """What a step has measured.
 
     Attributes:
-        value: The task's metric.
+        quality: What the outputs on the validation data are worth.
         stage: "compressed", "finetuned" or "exported".
         artifact: The file whose bytes and speed are reported.
     """
 
-    value: float
+    quality: Quality
     stage: str
     artifact: Artifact
 
@@ -38,7 +38,7 @@ def goal_of(task: Task, goal: Goal | None) -> Goal:
 
 def reported_metrics(task: Task) -> tuple[str, ...]:
     """Names of the metrics that a trial on the task reports, which a goal may look at."""
-    return (task.metric, f"{task.metric}_drop", *_COSTS, *_MEASURED)
+    return (task.metric, f"{task.metric}_drop", "divergence", *_COSTS, *_MEASURED)
 
 
 _COSTS = ("params", "macs", "bitops", "params_ratio", "macs_ratio")
@@ -51,8 +51,7 @@ def metrics_of(run: CompressionRun, measurement: Measurement) -> dict[str, Any]:
     size = len(measurement.artifact.content)
     cost = run.costs(run.config)
     values = {
-        run.task.metric: measurement.value,
-        f"{run.task.metric}_drop": run.task.drop(measurement.value, baseline.value),
+        **_quality_metrics(measurement.quality, run.task),
         **{name: cost[name] for name in _COSTS},
         "size_mb": size / 1e6,
         "size_ratio": len(baseline.content) / size,
@@ -60,6 +59,14 @@ def metrics_of(run: CompressionRun, measurement: Measurement) -> dict[str, Any]:
         "export_error": measurement.artifact.error,
     }
     return _report(run, values, measurement.stage, "")
+
+
+def _quality_metrics(quality: Quality, task: Task) -> dict[str, float]:
+    return {
+        "divergence": quality.divergence,
+        task.metric: quality.value,
+        f"{task.metric}_drop": task.drop(quality.value, baseline_of(task).value),
+    }
 
 
 def latency_metrics(latency: Latency) -> dict[str, float]:
@@ -72,8 +79,7 @@ def infeasible_metrics(run: CompressionRun, reason: str) -> dict[str, Any]:
     baseline = baseline_of(run.task)
     dense = run.costs({})
     values = {
-        run.task.metric: run.task.worst,
-        f"{run.task.metric}_drop": run.task.drop(run.task.worst, baseline.value),
+        **_quality_metrics(worst_quality(run.task), run.task),
         **{name: dense[name] for name in _COSTS},
         "size_mb": len(baseline.content) / 1e6,
         "size_ratio": 1.0,

@@ -19,6 +19,7 @@ from ray_nascomp.compression.static import Rounded
 from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.nni_adapter.scales import ActivationScale, LayerScales
 from ray_nascomp.pipeline.candidate import Candidate
+from ray_nascomp.pipeline.measure import Quality
 from ray_nascomp.pipeline.recipe import Recipe, code_digest
 from ray_nascomp.pipeline.snapshot import Snapshot
 from ray_nascomp.pipeline.stage_cache import Entry, StageCache
@@ -27,6 +28,9 @@ from ray_nascomp.tasks.base import Task
 from ray_nascomp.tasks.calling import device_of, tensors_of
 from ray_nascomp.tasks.data import Data
 
+_FORMAT = 2
+"""What entries hold; those of another format are not read."""
+_QUALITIES = ("quality", "simulated")
 _LIBRARIES = ("ray-nascomp", "torch", "nni", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
 _KNOWN_CODE = ("torch.", "transformers.", "ray_nascomp.")
 
@@ -37,16 +41,16 @@ class KeptFile:
 
     Attributes:
         content: The ONNX file.
-        value: Its metric.
+        quality: See `Artifact`.
         error: See `Artifact`.
-        simulated: The metric of the network under simulated integers.
+        simulated: What the network is worth under simulated integers.
         outputs: Layers whose output is quantized -> what reads it.
     """
 
     content: bytes
-    value: float
+    quality: Quality
     error: float
-    simulated: float
+    simulated: Quality
     outputs: dict[str, OutputForm]
 
 
@@ -111,11 +115,13 @@ class Reuse:
         self.count(entry is not None)
         if entry is None:
             return None
-        return KeptFile(content=entry.tensors["file"].numpy().tobytes(), **entry.facts)
+        qualities = {name: Quality(**entry.facts[name]) for name in _QUALITIES}
+        return KeptFile(content=entry.tensors["file"].numpy().tobytes(), **{**entry.facts, **qualities})
 
     def keep_file(self, text: str, task: Task, file: KeptFile) -> None:
         """Keeps an exported file."""
         facts = {name: value for name, value in vars(file).items() if name != "content"}
+        facts.update({name: vars(facts[name]) for name in _QUALITIES})
         tensor = torch.frombuffer(bytearray(file.content), dtype=torch.uint8)
         self._cache.write(self._key(text, task), {"file": tensor}, facts)
 
@@ -169,7 +175,7 @@ def origin_of(task: Task) -> str:
     Of data that lie elsewhere (a Dataset that reads files) what tells them counts, not the files.
     """
     versions = {name: version(name) for name in _LIBRARIES}
-    digest = hashlib.sha256(json.dumps([task.fingerprint, task.batch_size, versions]).encode())
+    digest = hashlib.sha256(json.dumps([_FORMAT, task.fingerprint, task.batch_size, versions]).encode())
     for data in (task.train_data, task.val_data, task.calibration_data):
         digest.update(_data_digest(data).encode() if data is not None else b"none")
     modules = {type(module) for module in task.model.modules()}

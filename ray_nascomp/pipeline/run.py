@@ -150,7 +150,7 @@ class CompressionRun:
         simulated, self._first = self._export(self.recipe.ready())
         self.artifact = self._first
         if self.epochs == 0:
-            return Measurement(self._first.value, "exported", self._first)
+            return Measurement(self._first.quality, "exported", self._first)
         return Measurement(simulated, "compressed", self._first)
 
     def _compressed(self) -> Candidate:
@@ -175,13 +175,13 @@ class CompressionRun:
             simulation = self._take(known) if known is not None else self._train_epoch(epoch, quantized, text)
         if self.steps_done == self.epochs:
             _, self.artifact = self._export(text, simulation)
-            return Measurement(self.artifact.value, "exported", self.artifact)
+            return Measurement(self.artifact.quality, "exported", self.artifact)
         if simulation is None:
             with self._clock("quantize"):
                 prepared = self._prepared(text)
                 simulation = measure.simulate(prepared, self.task, self.outputs)
         assert self._first is not None
-        return Measurement(simulation.value, "finetuned", self._first)
+        return Measurement(simulation.quality, "finetuned", self._first)
 
     def _train_epoch(self, epoch: int, quantized: bool, text: str) -> measure.Simulation | None:
         """An epoch; returns the network under simulated integers where it was trained with them."""
@@ -198,7 +198,7 @@ class CompressionRun:
             snapshot = Snapshot.of(self.candidate, self.costs.ranks(self.plan), self.trainer, optimizer)
             if simulation is not None:
                 snapshot.tensors["simulated"] = simulation.outputs
-                snapshot.facts["simulated"] = simulation.value
+                snapshot.facts["simulated"] = vars(simulation.quality)
             self.reuse.keep(text, self.task, snapshot)
         return simulation
 
@@ -211,7 +211,7 @@ class CompressionRun:
         if "simulated" not in snapshot.facts:
             return None
         return measure.Simulation(
-            snapshot.facts["simulated"], snapshot.tensors["simulated"], self.candidate.calibration
+            measure.Quality(**snapshot.facts["simulated"]), snapshot.tensors["simulated"], self.candidate.calibration
         )
 
     def _train_quantized(self, epoch: int) -> measure.Simulation:
@@ -234,8 +234,10 @@ class CompressionRun:
         self.candidate.calibration = simulation.calibration
         return simulation
 
-    def _export(self, text: str, simulation: measure.Simulation | None = None) -> tuple[float, measure.Artifact]:
-        """The network's metric under simulated integers, and the exported file.
+    def _export(
+        self, text: str, simulation: measure.Simulation | None = None
+    ) -> tuple[measure.Quality, measure.Artifact]:
+        """What the network is worth under simulated integers, and the exported file.
 
         Args:
             text: What the network is made from.
@@ -247,7 +249,7 @@ class CompressionRun:
         if known is not None:
             self.outputs = known.outputs
             with self._clock("measure"):
-                return known.simulated, measure.timed(known.content, known.value, known.error, self.task)
+                return known.simulated, measure.timed(known.content, known.quality, known.error, self.task)
         with self._clock("quantize"):
             prepared = self._prepared(text)
         with self._clock("export"):
@@ -259,9 +261,9 @@ class CompressionRun:
         with self._clock("measure"):
             artifact = measure.make_artifact(prepared, proto, simulation, self.task)
         if self.reuse is not None:
-            file = KeptFile(artifact.content, artifact.value, artifact.error, simulation.value, self.outputs)
+            file = KeptFile(artifact.content, artifact.quality, artifact.error, simulation.quality, self.outputs)
             self.reuse.keep_file(file_text, self.task, file)
-        return simulation.value, artifact
+        return simulation.quality, artifact
 
     def _prepared(self, text: str) -> Prepared:
         """The candidate ready for integers; `text` is what its network is made from."""

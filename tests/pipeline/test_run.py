@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from networks import ResidualNet
+from torch import nn
 
 import ray_nascomp as nc
 from ray_nascomp.deployment.runtime import make_session, run_session
@@ -41,6 +43,47 @@ def test_the_last_report_is_measured_on_the_exported_file(digits, digits_task):
     assert step.metrics["accuracy"] == pytest.approx((outputs.argmax(1) == targets.numpy()).mean())
     assert step.metrics["size_mb"] == len(step.artifact.content) / 1e6
     assert step.metrics["params"] == sum(p.numel() for p in step.run.candidate.network.parameters())
+
+
+def test_divergence_is_that_of_the_files_outputs_from_the_originals(digits, digits_task):
+    step = nc.compress(digits_task, PLAN, epochs=1)
+    inputs, _ = digits["val"]
+    with torch.no_grad():
+        known = digits_task.model.eval()(inputs).double().log_softmax(1)
+    outputs = run_session(make_session(step.artifact.content), inputs, digits_task.input_names)
+    found = torch.from_numpy(outputs).double().log_softmax(1)
+    expected = float((known.exp() * (known - found)).sum(1).mean())
+    assert step.metrics["divergence"] == pytest.approx(expected, rel=1e-3)
+    assert expected > 0.001
+    assert nc.compress(digits_task, {}, epochs=0).metrics["divergence"] < 1e-6
+    # A plan that cannot be carried out tells nothing of any class.
+    infeasible = nc.compress(digits_task, {"prune": {"sparsity": 0.98}}, epochs=1).metrics["divergence"]
+    assert infeasible == pytest.approx(float((known.exp() * (known + math.log(10))).sum(1).mean()), rel=1e-3)
+
+
+def _error(outputs, targets):
+    return float(-(outputs - targets).square().mean())
+
+
+def test_where_targets_are_numbers_divergence_is_the_mean_squared_difference():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    inputs = torch.randn(300, 4)
+    task = nc.Task(
+        network, (inputs, inputs[:, :2]), (inputs, inputs[:, :2]), metric=_error, loss=nn.functional.mse_loss
+    )
+    step = nc.compress(task, {"prune": {"sparsity": {"*": 0.5}}}, epochs=0)
+    outputs = run_session(make_session(step.artifact.content), inputs, task.input_names)
+    with torch.no_grad():
+        expected = float((network.eval()(inputs) - torch.from_numpy(outputs)).square().mean())
+    assert step.metrics["divergence"] == pytest.approx(expected, rel=1e-4)
+    assert expected > 0.001
+
+
+def test_divergence_is_from_the_tasks_own_model_where_another_is_the_original(digits, digits_task):
+    original = nc.Task(ResidualNet(), digits["train"], digits["val"])
+    task = nc.Task(digits_task.model, digits["train"], digits["val"], original=original)
+    assert nc.compress(task, {}, epochs=0).metrics["divergence"] < 1e-6
 
 
 QUANTIZERS = [
