@@ -92,7 +92,7 @@ def searches(records: list[dict[str, Any]]) -> str:
         records: What `run.py` has written, one of each case and seed; those with one search alone are left out.
     """
     lines = ["| case | joint | in sequence | Optuna's TPE |", "| --- " * 4 + "|"]
-    for record in records:
+    for record in sorted(records, key=lambda record: (record["case"], record["seed"])):
         volumes = record.get("hypervolume", {})
         if len(volumes) > 1:
             cells = (f"{volumes[name]:.3f}" if name in volumes else "" for name in ("joint", "sequence", "optuna"))
