@@ -215,6 +215,9 @@ def _feed(session: onnxruntime.InferenceSession, inputs: Any, names: Sequence[st
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
     # A file may lack an input that the model ignores, and take another precision than a float64 model.
     wanted = {entry.name: _TYPES.get(entry.type) for entry in session.get_inputs()}
+    if not arrays.keys() & wanted.keys() and len(arrays) == len(wanted):
+        # An original may call the same inputs otherwise.
+        arrays = dict(zip(wanted, arrays.values(), strict=True))
     return {
         name: array.astype(wanted[name] or array.dtype, copy=False) for name, array in arrays.items() if name in wanted
     }
