@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.fs
 from ray.tune.utils import flatten_dict
@@ -15,6 +16,11 @@ from ray.tune.utils import flatten_dict
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Goal, as_float, says_infeasible
 from ray_nascomp.observation_log import snapshot_statuses
+
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid
+
+logger = logging.getLogger(__name__)
 
 TrialStatus = Literal["completed", "stopped", "infeasible", "failed", "unfinished"]
 
@@ -73,6 +79,30 @@ def read_experiment(path: str, filesystem: pyarrow.fs.FileSystem) -> list[TrialR
     places = {trial_id: place for place, trial_id in enumerate(statuses)}  # Tune lists them as they began.
     return sorted(
         _without_lost(records, statuses), key=lambda r: (places.get(r.trial_id, len(places)), _start(r), r.trial_id)
+    )
+
+
+def read_grid(grid: ResultGrid) -> list[TrialRecord]:
+    """All trials of what `Tuner.fit` returned, in the order of their start."""
+    if len(grid) and grid.num_errors == len(grid):
+        # What an earlier search left in the folder would hide it.
+        reason = (str(grid.errors[0]).strip() or repr(grid.errors[0])).splitlines()[-1]
+        logger.warning("all %d trials of this search failed, the first with: %s", len(grid), reason)
+    try:
+        return read_experiment(grid.experiment_path, grid.filesystem)
+    except (ConfigError, OSError):
+        # Without Tune's JSON logger there are no files: the last reports are all there is.
+        return [_record_of(grid[i]) for i in range(len(grid))]
+
+
+def _record_of(result: Any) -> TrialRecord:
+    metrics = {key: value for key, value in (result.metrics or {}).items() if key != "config"}
+    rows = [metrics] if metrics else []
+    error = str(result.error) if result.error else ""
+    status = status_of(rows, "ERROR" if error else "TERMINATED", error)
+    checkpoint = result.checkpoint.path if result.checkpoint else None
+    return TrialRecord(
+        str(metrics.get("trial_id", "")), result.config or {}, rows, status, error, result.path, checkpoint
     )
 
 

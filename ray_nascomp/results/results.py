@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.goals import Constraint, Goal
 from ray_nascomp.observations import Observation, Status
 from ray_nascomp.pareto import front_indices, knee_index, normalised_hypervolume
-from ray_nascomp.results.loading import TrialRecord, judged, read_experiment, status_of
+from ray_nascomp.results.loading import TrialRecord, judged, read_experiment, read_grid
 from ray_nascomp.results.retiming import keep_times, read_times, time_again, with_times
 from ray_nascomp.results.selected import SelectedModel, layers_of
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from ray.tune import ResultGrid
 
     from ray_nascomp.tasks.base import Task
-
-logger = logging.getLogger(__name__)
 
 _OBSERVED = {
     "completed": Status.COMPLETED,
@@ -58,7 +55,7 @@ class Results:
             self.trials = read_experiment(self.path, self._filesystem)
         else:
             self._filesystem, self.path = source.filesystem, source.experiment_path
-            self.trials = _from_grid(source)
+            self.trials = read_grid(source)
         self.goal = goal or _recorded_goal(self.trials)
         times = read_times(self.path, self._filesystem)
         self.trials = [judged(with_times(trial, times.get(trial.trial_id, {})), self.goal) for trial in self.trials]
@@ -365,29 +362,6 @@ def _locate(source: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     if "://" in text:
         return pyarrow.fs.FileSystem.from_uri(text)
     return pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
-
-
-def _from_grid(grid: ResultGrid) -> list[TrialRecord]:
-    if len(grid) and grid.num_errors == len(grid):
-        # What an earlier search left in the folder would hide it.
-        reason = (str(grid.errors[0]).strip() or repr(grid.errors[0])).splitlines()[-1]
-        logger.warning("all %d trials of this search failed, the first with: %s", len(grid), reason)
-    try:
-        return read_experiment(grid.experiment_path, grid.filesystem)
-    except (ConfigError, OSError):
-        # Without Tune's JSON logger there are no files: the last reports are all there is.
-        return [_record_of(grid[i]) for i in range(len(grid))]
-
-
-def _record_of(result: Any) -> TrialRecord:
-    metrics = {key: value for key, value in (result.metrics or {}).items() if key != "config"}
-    rows = [metrics] if metrics else []
-    error = str(result.error) if result.error else ""
-    status = status_of(rows, "ERROR" if error else "TERMINATED", error)
-    checkpoint = result.checkpoint.path if result.checkpoint else None
-    return TrialRecord(
-        str(metrics.get("trial_id", "")), result.config or {}, rows, status, error, result.path, checkpoint
-    )
 
 
 def _share_dominated(results: Results, rival: Results) -> float:
