@@ -133,6 +133,7 @@ def test_a_model_goes_in_and_a_smaller_one_comes_out(ray_session, source, tmp_pa
     assert told["metrics"]["size_ratio"] > 1
     assert json.loads((out / "metrics.json").read_text()) == told["metrics"]
     assert {"manifest.json", "model.safetensors", "report.html", "search"} <= {path.name for path in out.iterdir()}
+    assert (out / "search" / "latency.jsonl").read_text()  # Timed again, once no trial ran.
     assert "holds a search already" in run("compress", source, "-o", out, exit_code=2)
 
     found = json.loads(run("report", out / "search", "--json"))
