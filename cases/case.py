@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,8 @@ class Case:
             samples; None for the original itself with the builder and the architecture above.
         space: Function from that task to what is searched; None for sparsities by group, and ranks and bits by layer.
         first: Function from that task to configs that the search begins with.
-        takes_closest: Whether, of a search's results, those with the least divergence count as the best, rather than
-            the most accurate ones. Where validation samples are few and all results learn from the original, that
-            tells more of them apart.
+        quality: What a search wants besides speed and few bytes. Where validation samples are few and all results
+            learn from the original, the divergence from it tells more of them apart than accuracy does.
     """
 
     name: str
@@ -118,4 +117,4 @@ class Case:
     start: Callable[[nn.Module, Splits, Path], nc.Task] | None = None
     space: Callable[[nc.Task], dict[str, Any]] | None = None
     first: Callable[[nc.Task], list[dict[str, Any]]] | None = None
-    takes_closest: bool = False
+    quality: nc.Objective = field(default_factory=lambda: nc.Objective("accuracy"))

@@ -179,7 +179,7 @@ CASE = Case(
     start=start,
     space=space,
     first=first,
-    takes_closest=True,
+    quality=nc.Objective("divergence", mode="min"),
     budget=Budget(
         samples=None,
         epochs=3,

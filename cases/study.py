@@ -144,11 +144,11 @@ class Study:
 
     @cached_property
     def goal(self) -> nc.Goal:
-        """Accuracy, speed and bytes, within the limits."""
+        """What is wanted of the outputs, speed and bytes, within the limits."""
         limits = self.budget.limits
         params = sum(parameter.numel() for parameter in self.original.parameters())
         return nc.Goal(
-            objectives=[nc.Objective("accuracy"), nc.Objective("speedup"), nc.Objective("size_mb", mode="min")],
+            objectives=[self.case.quality, nc.Objective("speedup"), nc.Objective("size_mb", mode="min")],
             constraints=[
                 nc.Constraint("params", "<=", limits.params * params),
                 nc.Constraint("size_ratio", ">=", 1 / limits.size),
@@ -300,13 +300,12 @@ class Study:
         """The best completed trials within the limits, then those least beyond them; of equals the smaller."""
         goal = self.goal
 
-        def loss(metrics: Mapping[str, Any]) -> float:
-            return float(metrics["divergence"] if self.case.takes_closest else -metrics["accuracy"])
-
         completed = [trial for trial in results.trials if trial.status == "completed"]
         if not completed:
             raise SystemExit(f"no trial was completed: {results}; what became of each is in {self.folder}")
-        completed.sort(key=lambda trial: (goal.violation(trial.metrics), loss(trial.metrics), -gain(trial.metrics)))
+        completed.sort(
+            key=lambda trial: (goal.violation(trial.metrics), goal.losses(trial.metrics)[0], -gain(trial.metrics))
+        )
         return completed[:count]
 
 
