@@ -79,9 +79,7 @@ def fine_tuned(data: dict[str, Any], work: Path) -> nc.HuggingFaceTask:
 
 def shorter(task: nc.HuggingFaceTask, samples: int) -> nc.HuggingFaceTask:
     """The task with fewer training samples."""
-    from ray_nascomp.tasks.data import Data
-
-    return task.with_changes(train_data=Data(task.train_data.take(torch.arange(samples)), "train_data"))
+    return task.with_changes(train_data=task.train_data.take(torch.arange(samples)))
 
 
 def run_trials(

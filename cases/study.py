@@ -30,7 +30,6 @@ from ray_nascomp.results import FrontReporter
 from ray_nascomp.results.progress import tracked
 from ray_nascomp.schedulers import ParetoASHAScheduler
 from ray_nascomp.searchers import HybridSearch
-from ray_nascomp.tasks.data import Data
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,7 @@ class Study:
     def _task(self, samples: int | None, copies: int) -> nc.Task:
         data = self.start.train_data
         few = data.head(min(samples or len(data), len(data)))
-        return self.start.with_changes(
-            train_data=Data(augmented(few, copies, self.case.augment, self.seed), "train_data")
-        )
+        return self.start.with_changes(train_data=augmented(few, copies, self.case.augment, self.seed))
 
     @cached_property
     def whole(self) -> Whole:

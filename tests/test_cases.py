@@ -146,6 +146,26 @@ def test_of_results_that_are_as_accurate_the_smaller_and_faster_one_is_taken(mon
     assert preferred(goal, beyond, 0.002) == "too slow"
 
 
+def test_a_searchs_best_results_are_within_the_limits_and_best_by_what_the_case_wants(monkeypatch):
+    monkeypatch.syspath_prepend(CASES)
+    best_of = importlib.import_module("study").Study.best_of
+    rows = {
+        "close": {"accuracy": 0.80, "divergence": 0.02, "speedup": 3.0, "size_ratio": 10.0},
+        "as close, smaller": {"accuracy": 0.79, "divergence": 0.02, "speedup": 3.0, "size_ratio": 12.0},
+        "accurate": {"accuracy": 0.83, "divergence": 0.09, "speedup": 3.0, "size_ratio": 10.0},
+        "slow": {"accuracy": 0.90, "divergence": 0.01, "speedup": 1.0, "size_ratio": 10.0},
+    }
+    trials = [SimpleNamespace(trial_id=name, status="completed", metrics=row) for name, row in rows.items()]
+    trials.append(SimpleNamespace(trial_id="stopped", status="stopped", metrics={}))
+    found = {}
+    for wanted in (nc.Objective("divergence", "min"), nc.Objective("accuracy")):
+        goal = nc.Goal([wanted, nc.Objective("speedup")], [nc.Constraint("speedup", ">=", 2.0)])
+        study = SimpleNamespace(goal=goal, folder=None)
+        found[wanted.metric] = [trial.trial_id for trial in best_of(study, SimpleNamespace(trials=trials), 4)]
+    assert found["divergence"] == ["as close, smaller", "close", "accurate", "slow"]
+    assert found["accuracy"] == ["accurate", "close", "as close, smaller", "slow"]
+
+
 def test_copies_of_sentences_have_some_tokens_of_others_between_their_own_ends(monkeypatch):
     monkeypatch.syspath_prepend(CASES)
     augment = importlib.import_module("language").augment

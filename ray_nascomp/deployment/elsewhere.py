@@ -7,17 +7,17 @@ node with trials unless these are kept away.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_nascomp.deployment.runtime import Latency, make_session, trial_latency
+from ray_nascomp.deployment.runtime import Latency, Sample, make_session, trial_latency
 from ray_nascomp.errors import ConfigError
 
-Timer = Callable[[bytes, bytes, Any, Sequence[str]], Latency]
-"""Function (original's file, compressed file, inputs, names of the inputs) -> latency."""
+Timer = Callable[[bytes, bytes, Sample, Sample | None], Latency]
+"""Function (original's file, compressed file, sample, the original's if that is another) -> latency."""
 
 
 def run_elsewhere(resources: Mapping[str, float], function: Callable[..., Any], *arguments: Any) -> Any:
@@ -49,12 +49,12 @@ def timer_elsewhere(resources: Mapping[str, float]) -> Timer:
             f"latency_resources: {dict(resources)!r} was given, names of resources with positive numbers are allowed"
         )
 
-    def time_elsewhere(original: bytes, compressed: bytes, inputs: Any, names: Sequence[str]) -> Latency:
-        result: Latency = run_elsewhere(resources, _compare, original, compressed, inputs, tuple(names))
+    def time_elsewhere(original: bytes, compressed: bytes, sample: Sample, known: Sample | None) -> Latency:
+        result: Latency = run_elsewhere(resources, _compare, original, compressed, sample, known)
         return result
 
     return time_elsewhere
 
 
-def _compare(original: bytes, compressed: bytes, inputs: Any, names: Sequence[str]) -> Latency:
-    return trial_latency(make_session(original), make_session(compressed), inputs, names)
+def _compare(original: bytes, compressed: bytes, sample: Sample, known: Sample | None) -> Latency:
+    return trial_latency(make_session(original), make_session(compressed), sample, known)

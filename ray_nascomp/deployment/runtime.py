@@ -22,6 +22,9 @@ from ray_nascomp.tasks.calling import batch_size_of, call, map_tensors, tensors_
 Model: TypeAlias = bytes | str | Path | nn.Module
 """A file's content or path, run by ONNX Runtime, or a network, run by torch."""
 
+Sample: TypeAlias = tuple[Any, Sequence[str]]
+"""A batch's inputs, as a model takes them, and the names of its file's inputs."""
+
 Runnable: TypeAlias = onnxruntime.InferenceSession | nn.Module
 
 _ROUND_SECONDS = 0.004
@@ -124,8 +127,9 @@ def compare_latency(
     names: Sequence[str],
     rounds: int = 25,
     enough: float = 0.0,
+    original_sample: Sample | None = None,
 ) -> Latency:
-    """Times two sessions or networks in turn on the same inputs.
+    """Times two sessions or networks in turn on the same samples.
 
     Each round runs each of the two for at least four milliseconds, one directly after the
     other, so that a slow moment of the machine meets both; medians over rounds are reported.
@@ -139,10 +143,12 @@ def compare_latency(
         names: Names of the files' inputs.
         rounds: Number of rounds.
         enough: Relative standard error of the speedup, in [0, 1], at which it ends before all rounds.
+        original_sample: The inputs and names of the original, where it reads samples otherwise.
     """
     models = (original, compressed)
+    sample = (inputs, names)
     clock = time.thread_time if _HAS_THREAD_TIME and all(map(_is_single_threaded, models)) else time.perf_counter
-    runs = [_timed(model, inputs, names, clock) for model in models]
+    runs = [_timed(original, *(original_sample or sample), clock), _timed(compressed, *sample, clock)]
     repeats = []
     for run in runs:
         run(2)
@@ -155,9 +161,11 @@ def compare_latency(
     return Latency(float(original_ms), float(compressed_ms), float(np.median(ratios)), _spread(ratios))
 
 
-def trial_latency(original: Runnable, compressed: Runnable, inputs: Any, names: Sequence[str]) -> Latency:
+def trial_latency(
+    original: Runnable, compressed: Runnable, sample: Sample, original_sample: Sample | None = None
+) -> Latency:
     """`compare_latency` as trials have it, which ends once the speedup is known to 1%."""
-    return compare_latency(original, compressed, inputs, names, enough=_ENOUGH)
+    return compare_latency(original, compressed, *sample, enough=_ENOUGH, original_sample=original_sample)
 
 
 def _ratios(times: Sequence[Sequence[float]]) -> np.ndarray:
@@ -215,9 +223,6 @@ def _feed(session: onnxruntime.InferenceSession, inputs: Any, names: Sequence[st
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
     # A file may lack an input that the model ignores, and take another precision than a float64 model.
     wanted = {entry.name: _TYPES.get(entry.type) for entry in session.get_inputs()}
-    if not arrays.keys() & wanted.keys() and len(arrays) == len(wanted):
-        # An original may call the same inputs otherwise.
-        arrays = dict(zip(wanted, arrays.values(), strict=True))
     return {
         name: array.astype(wanted[name] or array.dtype, copy=False) for name, array in arrays.items() if name in wanted
     }

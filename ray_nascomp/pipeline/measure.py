@@ -18,7 +18,7 @@ from ray_nascomp.deployment.elsewhere import Timer
 from ray_nascomp.deployment.export import ExportError
 from ray_nascomp.deployment.qdq import insert_quantization
 from ray_nascomp.deployment.recurrent import quantize_recurrent
-from ray_nascomp.deployment.runtime import Latency, make_session, session_predictor, trial_latency
+from ray_nascomp.deployment.runtime import Latency, Sample, make_session, session_predictor, trial_latency
 from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.nni_adapter.quantization import Calibration, QuantizationSession
 from ray_nascomp.pipeline.prepare import Prepared
@@ -245,8 +245,13 @@ def latency_of(content: bytes, task: Task, session: onnxruntime.InferenceSession
         task: Its task.
         session: A session that runs the file, if there is one already.
     """
-    inputs = task.val_data.head(1)[0]
+    sample = _sample(task)
+    known = _sample(task.original) if task.original is not None else None
     baseline = baseline_of(task)
     if task in _timers:
-        return _timers[task](baseline.content, content, inputs, task.input_names)
-    return trial_latency(baseline.session, session or make_session(content), inputs, task.input_names)
+        return _timers[task](baseline.content, content, sample, known)
+    return trial_latency(baseline.session, session or make_session(content), sample, known)
+
+
+def _sample(task: Task) -> Sample:
+    return task.val_data.head(1)[0], tuple(task.input_names)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ray_nascomp.tasks.base import Task
+    from ray_nascomp.tasks.data import Data
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ class SelectedModel:
             and their ratio, and for each batch size the milliseconds and the speedup.
 
         Raises:
-            ConfigError: If there is no test data, no task, or no file.
+            ConfigError: If there is no test data, no task, or no file; or if the task's original reads its
+                samples otherwise and has no test data of its own.
         """
         from ray_nascomp.deployment.runtime import compare_latency, make_session, session_predictor
         from ray_nascomp.pipeline.measure import baseline_of
@@ -132,12 +134,8 @@ class SelectedModel:
         content, baseline = self.content(), baseline_of(task)
         compressed, original = (make_session(c, threads) for c in (content, baseline.content))
         value = task.evaluate(session_predictor(compressed, task.input_names), data)
-        known = data
-        if task.original is not None:
-            if task.original.test_data is None:
-                raise ConfigError("test_data: the task's original has none, with which it is to be judged")
-            known = task.original.test_data
-        reference = task.evaluate(session_predictor(original, task.input_names), known)
+        whole, known = task.original or task, _as_the_original_reads_it(task, data, test_data is None)
+        reference = task.evaluate(session_predictor(original, whole.input_names), known)
         report = {
             task.metric: value,
             f"{task.metric}_original": reference,
@@ -147,8 +145,8 @@ class SelectedModel:
             "size_ratio": len(baseline.content) / len(content),
         }
         for size in batch_sizes:
-            inputs = data.head(size)[0]
-            latency = compare_latency(original, compressed, inputs, task.input_names)
+            inputs, its = data.head(size)[0], (known.head(size)[0], whole.input_names)
+            latency = compare_latency(original, compressed, inputs, task.input_names, original_sample=its)
             report[f"latency_ms_batch_{size}"] = latency.compressed_ms
             report[f"latency_ms_original_batch_{size}"] = latency.original_ms
             report[f"speedup_batch_{size}"] = latency.speedup
@@ -257,3 +255,24 @@ def _manifest_of(folder: str | None, filesystem: pyarrow.fs.FileSystem) -> dict[
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def _as_the_original_reads_it(task: Task, data: Data, is_own: bool) -> Data:
+    """The test samples in the form that the task's original takes, such as in its own vocabulary."""
+    from ray_nascomp.tasks.calling import tensors_of
+
+    original = task.original
+    if original is None:
+        return data
+    if is_own and original.test_data is not None:
+        return original.test_data
+    mine, known = (
+        [(tensor.dtype, tensor.tolist()) for tensor in tensors_of(each.val_data.head(8)[0]).values()]
+        for each in (task, original)
+    )
+    if mine == known:
+        return data
+    raise ConfigError(
+        "test_data: the task's original reads its samples otherwise than the task; give each of the two its "
+        "test_data when it is made"
+    )

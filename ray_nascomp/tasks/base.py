@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Metric = Callable[[Tensor, Tensor], float]
 _CALIBRATION_SAMPLES = 512
 _SMALL_MODEL = 5_000_000
+_DATA = ("train_data", "val_data", "test_data", "calibration_data")
+_CHANGEABLE = ("model", *_DATA, "build", "architecture", "batch_size", "original")
 
 
 class Task:
@@ -309,15 +311,23 @@ class Task:
         """A task like this one but for some attributes.
 
         Args:
-            **changes: Attributes by name: `model`, `build`, `architecture`, `original`.
+            **changes: By name, in the forms that a task is made with: `model`, `train_data`, `val_data`,
+                `test_data`, `calibration_data`, `build`, `architecture`, `batch_size`, `original`.
+
+        Raises:
+            ConfigError: For another name, or empty data.
         """
+        for name in changes:
+            if name not in _CHANGEABLE:
+                raise ConfigError.unknown("with_changes", name, _CHANGEABLE)
         task = copy.copy(self)
         task.test_data = self.test_data  # Left behind where a task travels to workers.
         for name in list(task.__dict__):
             if isinstance(getattr(type(task), name, None), cached_property):
                 del task.__dict__[name]
         for name, value in changes.items():
-            setattr(task, name, value)
+            is_raw = name in _DATA and value is not None and not isinstance(value, Data)
+            setattr(task, name, Data(value, name) if is_raw else value)
         task.architectures = task._architectures()
         note_task(task)
         return task

@@ -125,3 +125,14 @@ def test_results_are_relative_to_the_original_of_a_model_that_is_smaller_already
     assert relative["accuracy_drop"] == pytest.approx(plain["accuracy"] - relative["accuracy"])
     with pytest.raises(ConfigError, match="original: its metric"):
         nc.Task(narrow, data, data, metric=lambda outputs, targets: 0.5, original=original)
+
+
+def test_a_task_with_other_data_takes_them_as_a_new_task_does(digits, digits_task):
+    few = (digits["train"][0][:50], digits["train"][1][:50])
+    changed = digits_task.with_changes(train_data=few, batch_size=16)
+    assert len(changed.train_data) == 50
+    assert len(digits_task.train_data) == len(digits["train"][1])
+    with pytest.raises(ConfigError, match="val_data: str was given"):
+        digits_task.with_changes(val_data="digits")
+    with pytest.raises(ConfigError, match="'modle' is unknown; allowed: 'model', 'train_data'"):
+        digits_task.with_changes(modle=digits_task.model)
