@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ray_nascomp.compression.distill import IGNORED
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.tasks.huggingface_kinds import IGNORED, Kind
+from ray_nascomp.tasks.huggingface_kinds import Kind
 
 _EAGER_BYTES = 1 << 30
 """Encoded data up to this size is kept; larger data is encoded sample by sample, when it is needed."""

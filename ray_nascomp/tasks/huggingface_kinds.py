@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ray_nascomp.compression.distill import IGNORED
 from ray_nascomp.errors import ConfigError
-
-IGNORED = -100
-"""Label of positions that have none, as in transformers."""
 
 
 def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:

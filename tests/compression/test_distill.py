@@ -22,6 +22,20 @@ def test_classes_of_pixels_lie_along_the_second_axis():
     assert second.item() == pytest.approx(last.item(), rel=1e-6)
 
 
+def test_places_without_a_target_do_not_count():
+    outputs, teacher = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[0, 1, -100, -100], [2, -100, -100, -100], [-100] * 4])
+    found = distillation_loss(outputs, teacher, targets)
+    labelled = targets >= 0
+    assert found.item() == pytest.approx(
+        distillation_loss(outputs[labelled], teacher[labelled], targets[labelled]).item()
+    )
+    assert distillation_loss(outputs, teacher, torch.full_like(targets, -100)).item() == 0
+    # A sample without a label can still be learnt from the teacher.
+    one = torch.tensor([-100])
+    assert distillation_loss(outputs[:1, 0], teacher[:1, 0], one).item() > 0
+
+
 @pytest.mark.parametrize("shape", [(8, 3), (8, 1), (8,)])
 def test_values_are_compared_by_their_squared_difference(shape):
     teacher = torch.zeros(shape)
