@@ -26,6 +26,7 @@ from ray_nascomp.pipeline.report import Measurement, infeasible_metrics, metrics
 from ray_nascomp.pipeline.reuse import KeptFile, Reuse
 from ray_nascomp.pipeline.snapshot import Snapshot
 from ray_nascomp.pipeline.training import Trainer
+from ray_nascomp.plan import CompressionPlan
 from ray_nascomp.tasks.base import Task
 
 
@@ -112,8 +113,8 @@ class CompressionRun:
         Raises:
             InfeasibleError: If the plan cannot be carried out.
         """
-        macs = self.costs.of_plan(self.plan)["macs"]
-        return Trainer(self.task, self.plan.finetune, max(1, self.epochs), self.recipe.training_seed, macs)
+        macs, whole = (self.costs.of_plan(plan)["macs"] for plan in (self.plan, CompressionPlan()))
+        return Trainer(self.task, self.plan.finetune, max(1, self.epochs), self.recipe.training_seed, macs, whole)
 
     @property
     def is_done(self) -> bool:

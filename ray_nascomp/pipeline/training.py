@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ray_nascomp.nni_adapter.evaluator import TrainingStep, to_device, weight_of
 from ray_nascomp.pipeline.precision import mixed_precision
 from ray_nascomp.plan import FinetuneStage
 from ray_nascomp.tasks.base import Task
-from ray_nascomp.tasks.calling import call
+from ray_nascomp.tasks.calling import call, device_of
 from ray_nascomp.tasks.data import Batch
 
 _WARMUP_SHARE = 0.1
@@ -59,6 +60,7 @@ class Trainer:
         epochs: Length of the whole training, which the learning rate follows.
         seed: Order of the batches, dropout.
         macs: Multiply-accumulates of one sample; large networks train in bfloat16 where the processor has it.
+        teacher_macs: Those of the task's own model, which teaches in bfloat16 likewise.
 
     Attributes:
         epochs: Length of the whole training.
@@ -66,14 +68,22 @@ class Trainer:
         maps: What the layer-wise distillation has learned of its own, from epoch to epoch.
     """
 
-    def __init__(self, task: Task, stage: FinetuneStage, epochs: int, seed: int, macs: float = 0.0) -> None:
+    def __init__(
+        self,
+        task: Task,
+        stage: FinetuneStage,
+        epochs: int,
+        seed: int,
+        macs: float = 0.0,
+        teacher_macs: float = 0.0,
+    ) -> None:
         self._task = task
         self._stage = stage
         self.epochs = epochs
         self._seed = seed
         self._macs = macs
         self.masks: Mapping[str, Tensor] = {}
-        self._teacher = _teacher_of(task) if stage.distill.weight else None
+        self._teacher = _teacher_of(task, teacher_macs) if stage.distill.weight else None
         self._layerwise: LayerwiseDistillation | None = None
         self.maps: list[Tensor] = []
         self._indices: Tensor | None = None
@@ -153,7 +163,7 @@ class Trainer:
         loss = self._task.loss(outputs, targets)
         if self._teacher is None:
             return loss
-        teacher = self._teacher.outputs(clean, self._indices).to(outputs.device)
+        teacher = self._teacher.outputs(self._task, clean, self._indices).to(outputs.device)
         taught = distillation_loss(outputs.float(), teacher, targets, distill.temperature)
         if self._layerwise is not None:
             taught = taught + self._layerwise.loss(clean)
@@ -181,24 +191,29 @@ class Trainer:
 class _Teacher:
     """The task's own model's outputs; computed once a sample where samples are always the same."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = weakref.ref(task)  # Teachers are forgotten with their tasks.
-        self._predict = task.predict(task.model)
+    def __init__(self, task: Task, macs: float) -> None:
+        # It knows no task, so that it is forgotten with its own.
+        self._in_full = task.predict(task.model)
+        self._macs = macs
         self._known: Tensor | None = None
 
-    def outputs(self, inputs: object, indices: Tensor | None) -> Tensor:
-        task = self._task()
-        if indices is None or task is None or not task.train_data.is_fixed:
-            return self._predict(inputs)
+    def outputs(self, task: Task, inputs: object, indices: Tensor | None) -> Tensor:
+        if indices is None or not task.train_data.is_fixed:
+            return self._predict(task, inputs)
         if self._known is None:  # Trials that end before they are trained never need it.
-            self._known, _ = task.outputs(self._predict, task.train_data)
+            self._known, _ = task.outputs(partial(self._predict, task), task.train_data)
         return self._known[indices]
+
+    def _predict(self, task: Task, inputs: object) -> Tensor:
+        with mixed_precision(device_of(task.model), task, self._macs):
+            outputs = self._in_full(inputs)
+        return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
 
 _teachers: weakref.WeakKeyDictionary[Task, _Teacher] = weakref.WeakKeyDictionary()
 
 
-def _teacher_of(task: Task) -> _Teacher:
+def _teacher_of(task: Task, macs: float) -> _Teacher:
     if task not in _teachers:
-        _teachers[task] = _Teacher(task)
+        _teachers[task] = _Teacher(task, macs)
     return _teachers[task]

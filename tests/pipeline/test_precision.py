@@ -20,11 +20,14 @@ class _Seen(nn.Module):
         self.head = nn.Linear(width, 10)
         self.needed = needed
         self.seen: set[torch.dtype] = set()
+        self.taught: set[torch.dtype] = set()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         hidden = self.first(images.flatten(1)).relu()
         if self.training:
             self.seen.add(hidden.dtype)
+        elif len(images) > 2:  # Two samples are tried first.
+            self.taught.add(hidden.dtype)
         if self.needed is not None and hidden.dtype != self.needed:
             raise RuntimeError(f"not implemented for {hidden.dtype}")
         return self.head(self.second(hidden).relu())
@@ -34,7 +37,7 @@ def _trained(digits, network: nn.Module, monkeypatch, **stages: Any) -> tuple[Co
     monkeypatch.setattr(precision, "_has_bfloat16", lambda: True)
     torch.manual_seed(0)
     task = nc.Task(network, digits["train"], digits["val"], batch_size=64)
-    run = CompressionRun(task, {"finetune": {"lr": 1e-3}, **stages}, epochs=2)
+    run = CompressionRun(task, {"finetune": {"lr": 1e-3}} | stages, epochs=2)
     while not run.is_done:
         step = run.step()
     return run, step.metrics["accuracy"]
@@ -54,6 +57,16 @@ def test_simulated_integers_are_trained_in_bfloat16_too(digits, monkeypatch, met
     run, accuracy = _trained(digits, _Seen(1280), monkeypatch, quantize=quantize)
     assert torch.bfloat16 in run.candidate.network.seen
     assert accuracy > 0.85
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(1280, torch.bfloat16), (64, torch.float32)])
+def test_a_large_teacher_teaches_in_bfloat16(digits, monkeypatch, width, dtype):
+    finetune = {"lr": 1e-3, "distill": {"weight": 1.0}}
+    run, accuracy = _trained(digits, _Seen(width), monkeypatch, finetune=finetune, prune={"sparsity": 0.9})
+    assert run.task.model.taught == {dtype}
+    # It is small enough to train in float32 itself, and learns from an untrained teacher.
+    assert run.candidate.network.seen == {torch.float32}
+    assert accuracy < 0.3
 
 
 def test_small_networks_train_in_float32(digits, monkeypatch):
