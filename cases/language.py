@@ -1,14 +1,13 @@
 """Language: does a sentence of a film review praise or pan the film? MiniLM, fine-tuned, then made smaller.
 
-Half of MiniLM's parameters are its vocabulary. What is searched starts from a model that keeps the words which
-occur twice in the training sentences, and spells all others; the original keeps its whole vocabulary.
+Half of MiniLM's parameters are its vocabulary. What is searched starts from a model that keeps the rows of tokens which
+occur twice in the training sentences; all others are read as the most similar ones of these.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ray import tune
 from torch import Tensor, nn
 
 import ray_nascomp as nc
-from ray_nascomp.compression.vocabulary import trim_embedding, trim_vocabulary
+from ray_nascomp.compression.merging import merge_embedding
 
 LENGTH = 56
 """Tokens of an input: all that 99 of 100 sentences have."""
@@ -28,7 +27,9 @@ CLASSES = ("neg", "pos")
 _LEAST_COUNT = 2
 _TEST, _VALIDATION = 2000, 1000
 _REPLACED = 0.3
-_EMBEDDING = "bert.embeddings.word_embeddings"
+_EMBEDDING = "bert.embeddings.word_embeddings.table"
+_SPECIAL = 104
+"""MiniLM's first tokens, with which sentences are marked and padded."""
 
 
 def minilm() -> str:
@@ -46,12 +47,14 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def sentences(folder: Path) -> dict[str, tuple[list[str], Tensor]]:
-    """Texts and classes (0 pans, 1 praises) of the splits "test", "val" and "train".
+def load(folder: Path) -> Splits:
+    """The sentences as token ids and attention masks, each of shape (sentences, 56), and classes.
 
     Args:
         folder: Where rt-polarity.neg and rt-polarity.pos are (Pang and Lee 2005), one sentence a line.
     """
+    from transformers import AutoTokenizer
+
     rows = [
         (line.strip(), number)
         for number, name in enumerate(CLASSES)
@@ -59,56 +62,37 @@ def sentences(folder: Path) -> dict[str, tuple[list[str], Tensor]]:
         if line.strip()
     ]
     random.Random(0).shuffle(rows)
-    held_out = _TEST + _VALIDATION
-    parts = {"test": rows[:_TEST], "val": rows[_TEST:held_out], "train": rows[held_out:]}
-    return {
-        name: ([text for text, _ in part], torch.tensor([number for _, number in part])) for name, part in parts.items()
-    }
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
 
-
-def encoded(texts: dict[str, tuple[list[str], Tensor]], tokenizer: Any) -> Splits:
-    """The splits as a network takes them: token ids and attention masks, each of shape (sentences, 56)."""
-
-    def part(name: str) -> tuple[Inputs, Tensor]:
-        lines, targets = texts[name]
-        tokens = tokenizer(lines, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    def part(first: int, last: int | None) -> tuple[Inputs, Tensor]:
+        texts = [text for text, _ in rows[first:last]]
+        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+        targets = torch.tensor([number for _, number in rows[first:last]])
         return {key: tokens[key] for key in ("input_ids", "attention_mask")}, targets
 
-    return Splits(train=part("train"), val=part("val"), test=part("test"))
+    held_out = _TEST + _VALIDATION
+    return Splits(train=part(held_out, None), val=part(_TEST, held_out), test=part(0, _TEST))
 
 
-def load(folder: Path) -> Splits:
-    """The splits in MiniLM's own vocabulary."""
-    from transformers import AutoTokenizer
-
-    return encoded(sentences(folder), AutoTokenizer.from_pretrained(minilm()))
-
-
-def trimmed(network: nn.Module, folder: Path) -> tuple[nn.Module, Splits]:
-    """The network with fewer words, and the splits in these."""
-    from transformers import AutoTokenizer
-
-    texts = sentences(folder)
-    counts = Counter(word for line in texts["train"][0] for word in line.split())
-    known = [word for word, count in counts.items() if count >= _LEAST_COUNT]
-    vocabulary = trim_vocabulary(AutoTokenizer.from_pretrained(minilm()), known)
+def merged(network: nn.Module, splits: Splits) -> nn.Module:
+    """The network with rows for frequent tokens alone."""
     network = copy.deepcopy(network)
-    trim_embedding(network, vocabulary.kept)
-    return network, encoded(texts, vocabulary.tokenizer)
+    inputs, _ = splits.train
+    counts = torch.bincount(inputs["input_ids"][inputs["attention_mask"] > 0])
+    merge_embedding(network, [*range(_SPECIAL), *(counts >= _LEAST_COUNT).nonzero().flatten().tolist()])
+    return network
 
 
 def start(network: nn.Module, splits: Splits, folder: Path) -> nc.Task:
-    """The trimmed network with its smaller forms, held against the original."""
+    """The network with fewer rows and with its smaller forms, held against the original, which teaches."""
 
-    def task(model: nn.Module, data: Splits, original: nc.Task | None = None) -> nc.HuggingFaceTask:
-        parts = {"train": data.train, "validation": data.val, "test": data.test}
+    def task(model: nn.Module, original: nc.Task | None = None) -> nc.HuggingFaceTask:
+        parts = {"train": splits.train, "validation": splits.val, "test": splits.test}
         return nc.HuggingFaceTask(
             model, parts, kind="text_classification", batch_size=CASE.batch_size, original=original
         )
 
-    smaller, shorter = trimmed(network, folder)
-    counts = [len(targets) for _, targets in (splits.train, splits.val, splits.test)]
-    return task(smaller, shorter.first(*counts), task(network, splits)).elastic()
+    return task(merged(network, splits), task(network)).elastic()
 
 
 def space(task: nc.Task) -> dict[str, Any]:
@@ -189,8 +173,8 @@ CASE = Case(
         trial_epochs=2,
         trial_samples=4000,
         copies=1,
-        final_epochs=8,
-        final_copies=4,
+        final_epochs=4,
+        final_copies=8,
         variants=1,
         limits=Limits(params=0.3, size=0.08, speedup=6.5, drop=0.1, equal=0.002),
     ),

@@ -38,11 +38,13 @@ class FileLayout:
         places: Layer name -> its place.
         is_smoothed: Whether inputs of linear layers are smoothed before they are quantized, as those of
             transformers are.
+        shared_rows: Bytes of what tells tokens their rows, where several share one.
     """
 
     size: int | None = None
     places: Mapping[str, LayerPlace] = field(default_factory=dict)
     is_smoothed: bool = False
+    shared_rows: int = 0
 
 
 def block_size(columns: int) -> int | None:

@@ -56,7 +56,7 @@ class FileModel:
         is_conv = np.array([layer.kind in ("conv", "depthwise_conv") for layer in layers], bool)
         self._smoothed = ~is_conv & layout.is_smoothed
         self._forms = WeightForms(layers, places, self._smoothed)
-        self._unknown = _UNKNOWN_FILE + _UNKNOWN_LAYER * len(spec.layers)
+        self._unknown = _UNKNOWN_FILE + _UNKNOWN_LAYER * len(spec.layers) + layout.shared_rows
         self._set_inputs(layers, places)
 
     def unknown_rest(self) -> float:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ray_nascomp.compression.attention import find_attentions
 from ray_nascomp.compression.fold import fold_batch_norm
+from ray_nascomp.compression.merging import MergedEmbedding
 from ray_nascomp.costs.file_layout import FileLayout
 from ray_nascomp.deployment.compact import compact
 from ray_nascomp.deployment.export import export_onnx
@@ -42,7 +43,8 @@ def layout_of(task: Task) -> FileLayout:
 
 def usual_layout(model: nn.Module) -> FileLayout:
     """What is known of a model's file without making it."""
-    return FileLayout(is_smoothed=bool(find_attentions(model)))
+    rows = sum(module.rows.nbytes for module in model.modules() if isinstance(module, MergedEmbedding))
+    return FileLayout(is_smoothed=bool(find_attentions(model)), shared_rows=rows)
 
 
 def _export(task: Task, network: nn.Module) -> onnx.ModelProto:

@@ -69,8 +69,8 @@ def baseline_of(task: Task) -> Baseline:
 
 
 def _reference(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs of the task's own model on the validation data, and targets; computed once in a process."""
-    if task.original is None:
+    """The teacher's outputs on the validation data, and targets; computed once in a process."""
+    if task.teacher is (task.original or task):
         baseline = baseline_of(task)
         return baseline.outputs, baseline.targets
     if task not in _references:
@@ -84,7 +84,7 @@ class Quality:
 
     Attributes:
         value: The task's metric.
-        divergence: How far they are from those of the task's own model, as `distillation_loss` has it; 0 or more.
+        divergence: How far they are from the teacher's, as `distillation_loss` has it; 0 or more.
     """
 
     value: float

@@ -1,4 +1,4 @@
-"""Fine-tuning: epochs of AdamW with warm-up and cosine decay, with distillation from the task's own model."""
+"""Fine-tuning: epochs of AdamW with warm-up and cosine decay, with distillation from the task's teacher."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Trainer:
         epochs: Length of the whole training, which the learning rate follows.
         seed: Order of the batches, dropout.
         macs: Multiply-accumulates of one sample; large networks train in bfloat16 where the processor has it.
-        teacher_macs: Those of the task's own model, which teaches in bfloat16 likewise.
+        teacher_macs: Those that the teacher has at least; a large one teaches in bfloat16 likewise.
 
     Attributes:
         epochs: Length of the whole training.
@@ -189,11 +189,11 @@ class Trainer:
 
 
 class _Teacher:
-    """The task's own model's outputs; computed once a sample where samples are always the same."""
+    """The teacher's outputs; computed once a sample where samples are always the same."""
 
     def __init__(self, task: Task, macs: float) -> None:
         # It knows no task, so that it is forgotten with its own.
-        self._in_full = task.predict(task.model)
+        self._in_full = task.teacher.predict(task.teacher.model)
         self._macs = macs
         self._known: Tensor | None = None
 
@@ -205,7 +205,7 @@ class _Teacher:
         return self._known[indices]
 
     def _predict(self, task: Task, inputs: object) -> Tensor:
-        with mixed_precision(device_of(task.model), task, self._macs):
+        with mixed_precision(device_of(task.teacher.model), task.teacher, self._macs):
             outputs = self._in_full(inputs)
         return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 

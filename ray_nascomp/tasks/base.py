@@ -18,7 +18,7 @@ from ray_nascomp.costs.file_layout import FileLayout
 from ray_nascomp.errors import ConfigError, NonFiniteModelError
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.tasks.architectures import Architectures, Build
-from ray_nascomp.tasks.calling import call, device_of, map_tensors
+from ray_nascomp.tasks.calling import call, device_of, map_tensors, tensors_of
 from ray_nascomp.tasks.data import Batch, Data
 from ray_nascomp.tasks.known import note_copy, note_task
 from ray_nascomp.tasks.padding import (
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Metric = Callable[[Tensor, Tensor], float]
 _CALIBRATION_SAMPLES = 512
 _SMALL_MODEL = 5_000_000
+_COMPARED = 8
+"""So many samples tell whether two tasks read them alike."""
 _DATA = ("train_data", "val_data", "test_data", "calibration_data")
 _CHANGEABLE = ("model", *_DATA, "build", "architecture", "batch_size", "original")
 
@@ -62,7 +64,8 @@ class Task:
         architecture: The builder's dimensions, Tune domains by name.
         batch_size: Samples a training step.
         original: Where the model is a smaller form of another already (its vocabulary trimmed, say), a
-            task with that one on the same samples: results are relative to it.
+            task with that one on the same samples: results are relative to it. Where it reads them as the model does
+            (the same inputs, token for token) and is no worse by the metric, it is also the teacher.
 
     Attributes:
         architectures: The networks that the builder makes, and the structure of each.
@@ -156,12 +159,36 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A text that tasks with the same weights, data sizes and metric share."""
+        """A text that tasks with the same weights, data sizes, metric and original share."""
         digest = hashlib.sha256(f"{self.metric} {len(self.train_data)} {len(self.val_data)}".encode())
         for name, tensor in self.model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if self.original is not None:
+            digest.update(self.original.fingerprint.encode())
         return digest.hexdigest()[:16]
+
+    @property
+    def teacher(self) -> Task:
+        """The task whose model teaches, and from whose outputs divergence is measured.
+
+        That is the original where it reads samples as this task does and is no worse, and this task elsewhere.
+        """
+        return self.original if self.original is not None and self._learns_from_original else self
+
+    @cached_property
+    def _learns_from_original(self) -> bool:
+        original = self.original
+        if original is None or not self.reads_alike(original):
+            return False
+        own, other = (task.outputs(task.predict(task.model), task.val_data) for task in (self, original))
+        return own[0].shape == other[0].shape and self.drop(self.score(*other), self.score(*own)) <= 0
+
+    def reads_alike(self, other: Task) -> bool:
+        """Whether another task's model takes the same inputs: as many validation samples, and the first ones equal."""
+        samples = [task.val_data.head(_COMPARED)[0] for task in (self, other)]
+        one, another = ([(tensor.dtype, tensor.tolist()) for tensor in tensors_of(each).values()] for each in samples)
+        return len(self.val_data) == len(other.val_data) and one == another
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -299,6 +326,8 @@ class Task:
     def __getstate__(self) -> dict[str, Any]:
         # Workers never see the test set.
         own = {"fingerprint": self.fingerprint, "registered": registry.snapshot()}
+        if self.original is not None:
+            own["_learns_from_original"] = self._learns_from_original
         return {**self.__dict__, "test_data": None, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import ray_nascomp as nc
+from ray_nascomp.compression.distill import distillation_loss
 from ray_nascomp.deployment.runtime import make_session, run_session
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.pipeline import CompressionRun, measure
@@ -79,7 +80,7 @@ def test_where_targets_are_numbers_divergence_is_the_mean_squared_difference():
     assert expected > 0.001
 
 
-def test_divergence_is_from_the_tasks_own_model_where_another_is_the_original(digits, digits_task):
+def test_divergence_is_from_the_tasks_own_model_where_the_original_is_worse(digits, digits_task):
     # Its input has another name, too.
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     original = nc.Task(other, digits["train"], digits["val"])
@@ -88,6 +89,26 @@ def test_divergence_is_from_the_tasks_own_model_where_another_is_the_original(di
     assert metrics["divergence"] < 1e-6
     assert metrics["accuracy_drop"] < 0
     assert metrics["speedup"] < 1
+
+
+def test_an_original_that_reads_alike_and_is_no_worse_teaches_and_is_what_divergence_is_from(digits, digits_task):
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    task = nc.Task(student, digits["train"], digits["val"], original=digits_task)
+    alone = nc.Task(student, digits["train"], digits["val"])
+    assert task.teacher is digits_task
+    assert alone.teacher is alone
+    assert task.fingerprint != alone.fingerprint
+    known, _ = digits_task.outputs(digits_task.predict(digits_task.model), digits_task.val_data)
+    found, targets = task.outputs(task.predict(student), task.val_data)
+    metrics = nc.compress(task, {}, epochs=0).metrics
+    assert metrics["divergence"] == pytest.approx(distillation_loss(found, known, targets).item(), rel=1e-3)
+    # Its own, untrained model could teach it nothing.
+    config = {"finetune": {"lr": 1e-2, "distill": {"weight": 1.0}}}
+    assert nc.compress(task, config, epochs=4).metrics["accuracy"] > 0.6
+    assert nc.compress(alone, config, epochs=4).metrics["accuracy"] < 0.3
+    others = digits_task.with_changes(val_data=(digits["val"][0] + 1, digits["val"][1]))
+    assert task.with_changes(original=others).teacher is not others
 
 
 QUANTIZERS = [
