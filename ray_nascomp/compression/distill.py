@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = -100
-"""Target of places that have none, as in torch and transformers."""
+from ray_nascomp.tasks.data import IGNORED
 
 
 def distillation_loss(outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:

@@ -325,7 +325,7 @@ class Task:
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers never see the test set.
-        own = {"fingerprint": self.fingerprint, "registered": registry.snapshot()}
+        own: dict[str, Any] = {"fingerprint": self.fingerprint, "registered": registry.snapshot()}
         if self.original is not None:
             own["_learns_from_original"] = self._learns_from_original
         return {**self.__dict__, "test_data": None, **own}

@@ -13,6 +13,8 @@ from ray_nascomp.errors import ConfigError
 from ray_nascomp.tasks.calling import map_tensors, tensors_of
 
 Batch = tuple[Any, Tensor]
+IGNORED = -100
+"""Target of places that have none, as in torch and transformers."""
 _TARGET_KEYS = ("labels", "label", "targets", "target")
 
 

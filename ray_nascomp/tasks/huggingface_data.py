@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ray_nascomp.compression.distill import IGNORED
 from ray_nascomp.errors import ConfigError
+from ray_nascomp.tasks.data import IGNORED
 from ray_nascomp.tasks.huggingface_kinds import Kind
 
 _EAGER_BYTES = 1 << 30

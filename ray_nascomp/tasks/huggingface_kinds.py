@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ray_nascomp.compression.distill import IGNORED
 from ray_nascomp.errors import ConfigError
+from ray_nascomp.tasks.data import IGNORED
 
 
 def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
