@@ -74,12 +74,12 @@ def load(folder: Path) -> Splits:
     return Splits(train=part(held_out, None), val=part(_TEST, held_out), test=part(0, _TEST))
 
 
-def merged(network: nn.Module, splits: Splits) -> nn.Module:
-    """The network with rows for frequent tokens alone."""
+def merged(network: nn.Module, splits: Splits, least: int = _LEAST_COUNT) -> nn.Module:
+    """The network with rows for those tokens alone that occur so often in the training sentences."""
     network = copy.deepcopy(network)
     inputs, _ = splits.train
     counts = torch.bincount(inputs["input_ids"][inputs["attention_mask"] > 0])
-    merge_embedding(network, [*range(_SPECIAL), *(counts >= _LEAST_COUNT).nonzero().flatten().tolist()])
+    merge_embedding(network, [*range(_SPECIAL), *(counts >= least).nonzero().flatten().tolist()])
     return network
 
 
