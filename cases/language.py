@@ -27,6 +27,7 @@ CLASSES = ("neg", "pos")
 _LEAST_COUNT = 2
 _TEST, _VALIDATION = 2000, 1000
 _REPLACED = 0.3
+_SPLICED = 0.6
 _EMBEDDING = "bert.embeddings.word_embeddings.table"
 _SPECIAL = 104
 """MiniLM's first tokens, with which sentences are marked and padded."""
@@ -136,10 +137,31 @@ def first(task: nc.Task) -> list[dict[str, Any]]:
 
 
 def augment(inputs: Inputs, generator: torch.Generator) -> Inputs:
-    """Other sentences: of each a share of the tokens, 0 to 30%, is replaced by those of other sentences.
+    """Other sentences: most are spliced, and in all some tokens are replaced; the teacher says what they are worth."""
+    return replaced(spliced(inputs, generator), generator)
 
-    The teacher says what they are worth (Tang et al. 2019, arXiv 1903.12136).
-    """
+
+def spliced(inputs: Inputs, generator: torch.Generator) -> Inputs:
+    """Three of five sentences end as others do: the beginning of one, cut anywhere, and the end of another."""
+    tokens, mask = inputs["input_ids"], inputs["attention_mask"]
+    count, length = tokens.shape
+    others = torch.randperm(count, generator=generator)
+    sizes = mask.sum(1) - 2  # Without the tokens that mark a sentence's ends.
+    cuts = torch.rand(3, count, generator=generator)
+    is_spliced = cuts[0] < _SPLICED
+    kept = torch.where(is_spliced, 1 + (cuts[1] * sizes).long(), sizes).clamp(max=sizes)
+    skipped = (cuts[2] * sizes[others]).long()
+    added = torch.where(is_spliced, sizes[others] - skipped, 0).minimum(length - 2 - kept)
+    places = torch.arange(length) - kept[:, None] - 1
+    ends = tokens[others].gather(1, (1 + skipped[:, None] + places).clamp(0, length - 1))
+    last = tokens.gather(1, sizes[:, None] + 1)
+    mixed = torch.where(places < 0, tokens, torch.where(places < added[:, None], ends, last))
+    inside = (places <= added[:, None]).to(mask.dtype)
+    return {**inputs, "input_ids": mixed * inside, "attention_mask": inside}
+
+
+def replaced(inputs: Inputs, generator: torch.Generator) -> Inputs:
+    """Of each sentence 0 to 30% of the tokens are replaced by those of others (Tang et al. 2019, arXiv 1903.12136)."""
     tokens, lengths = inputs["input_ids"], inputs["attention_mask"].sum(1, keepdim=True)
     places = torch.arange(tokens.shape[1])
     # The first token and the last one mark a sentence's ends.
@@ -147,8 +169,8 @@ def augment(inputs: Inputs, generator: torch.Generator) -> Inputs:
     pool = tokens[inside]
     others = pool[torch.randint(len(pool), tokens.shape, generator=generator)]
     shares = _REPLACED * torch.rand(len(tokens), 1, generator=generator)
-    replaced = inside & (torch.rand(tokens.shape, generator=generator) < shares)
-    return {**inputs, "input_ids": torch.where(replaced, others, tokens)}
+    chosen = inside & (torch.rand(tokens.shape, generator=generator) < shares)
+    return {**inputs, "input_ids": torch.where(chosen, others, tokens)}
 
 
 CASE = Case(

@@ -166,17 +166,53 @@ def test_a_searchs_best_results_are_within_the_limits_and_best_by_what_the_case_
     assert found["accuracy"] == ["accurate", "close", "as close, smaller", "slow"]
 
 
-def test_copies_of_sentences_have_some_tokens_of_others_between_their_own_ends(monkeypatch):
-    monkeypatch.syspath_prepend(CASES)
-    augment = importlib.import_module("language").augment
+def some_sentences() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens between 101 and 102, each another than all others, masks and lengths."""
     lengths = torch.tensor([3, 8, 12, 20] * 500)
-    places = torch.arange(20)
-    tokens = torch.randint(1000, 2000, (2000, 20), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    tokens = (1000 + torch.arange(2000 * 20).reshape(2000, 20)) * mask
     tokens[:, 0] = 101
     tokens[torch.arange(2000), lengths - 1] = 102
-    mask = (places < lengths[:, None]).long()
-    copies = augment({"input_ids": tokens * mask, "attention_mask": mask}, torch.Generator().manual_seed(1))
-    changed = copies["input_ids"] != tokens * mask
+    return tokens, mask, lengths
+
+
+def test_spliced_sentences_begin_as_one_and_end_as_another(monkeypatch):
+    monkeypatch.syspath_prepend(CASES)
+    spliced = importlib.import_module("language").spliced
+    tokens, mask, _ = some_sentences()
+    copies = spliced({"input_ids": tokens, "attention_mask": mask}, torch.Generator().manual_seed(1))
+    mixed = 0
+    for row, (ids, inside) in enumerate(
+        zip(copies["input_ids"].tolist(), copies["attention_mask"].tolist(), strict=True)
+    ):
+        length = sum(inside)
+        assert inside == [1] * length + [0] * (20 - length)
+        assert ids[0] == 101
+        assert ids[length - 1] == 102
+        assert ids[length:] == [0] * (20 - length)
+        sources = [(token - 1000) // 20 for token in ids[1 : length - 1]]
+        assert sources[0] == row
+        assert len(set(sources)) <= 2
+        if len(set(sources)) == 1:
+            continue
+        mixed += 1
+        where = sources.index(sources[-1])
+        assert ids[1 : 1 + where] == tokens[row, 1 : 1 + where].tolist()
+        # The other one's own end, where there was room for it.
+        other = [token for token in tokens[sources[-1]].tolist() if token >= 1000]
+        begin = other.index(ids[1 + where])
+        assert ids[1 + where : length - 1] == other[begin : begin + length - 2 - where]
+        assert length == 20 or ids[length - 2] == other[-1]
+    assert 0.55 < mixed / 2000 < 0.65
+
+
+def test_copies_of_sentences_have_some_tokens_of_others_between_their_own_ends(monkeypatch):
+    monkeypatch.syspath_prepend(CASES)
+    replaced = importlib.import_module("language").replaced
+    tokens, mask, lengths = some_sentences()
+    places = torch.arange(20)
+    copies = replaced({"input_ids": tokens, "attention_mask": mask}, torch.Generator().manual_seed(1))
+    changed = copies["input_ids"] != tokens
     inside = (places > 0) & (places < lengths[:, None] - 1)
     assert not changed[~inside].any()
     assert set(copies["input_ids"][inside].tolist()) <= set(tokens[inside].tolist())
