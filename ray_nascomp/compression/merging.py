@@ -68,7 +68,8 @@ def merge_embedding(model: nn.Module, kept: Sequence[int]) -> None:
         raise ConfigError(f"vocabulary: tokens {_range_of(tokens)} were given, 0 to {size - 1} are allowed")
     weight = embedding.weight.detach()
     directions = normalize(weight, dim=1)
-    rows = torch.cat([(part @ directions[tokens].T).argmax(1) for part in directions.split(_TOKENS_A_BATCH)])
+    known = directions[tokens].T
+    rows = torch.cat([(part @ known).argmax(1) for part in directions.split(_TOKENS_A_BATCH)])
     rows[tokens] = torch.arange(len(tokens))  # Of equal rows each keeps its own.
     padding = None if embedding.padding_idx is None else int(rows[embedding.padding_idx])
     table = nn.Embedding(len(tokens), weight.shape[1], padding_idx=padding, _weight=weight[tokens].clone())

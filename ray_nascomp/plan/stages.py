@@ -147,7 +147,7 @@ class LowRankStage:
 
 @dataclass(frozen=True)
 class DistillStage:
-    """Distillation from the task's own model (Hinton et al. 2015, arXiv 1503.02531).
+    """Distillation from the task's teacher (Hinton et al. 2015, arXiv 1503.02531).
 
     Attributes:
         weight: Share of the distillation loss in the whole, in [0, 1].

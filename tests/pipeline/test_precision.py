@@ -37,7 +37,7 @@ def _trained(digits, network: nn.Module, monkeypatch, **stages: Any) -> tuple[Co
     monkeypatch.setattr(precision, "_has_bfloat16", lambda: True)
     torch.manual_seed(0)
     task = nc.Task(network, digits["train"], digits["val"], batch_size=64)
-    run = CompressionRun(task, {"finetune": {"lr": 1e-3}} | stages, epochs=2)
+    run = CompressionRun(task, {"finetune": {"lr": 1e-3}, **stages}, epochs=2)
     while not run.is_done:
         step = run.step()
     return run, step.metrics["accuracy"]
