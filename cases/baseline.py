@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,16 @@ def augmented(data: Split, copies: int, augment: Augment | None, seed: int) -> S
         return data
     inputs, targets = data
     generator = torch.Generator().manual_seed(seed)
-    every = [inputs, *(augment(inputs, generator) for _ in range(copies - 1))]
-    if isinstance(inputs, Tensor):
-        return torch.cat(every), targets.repeat(copies)
-    return {name: torch.cat([each[name] for each in every]) for name in inputs}, targets.repeat(copies)
+    return joined([data, *((augment(inputs, generator), targets) for _ in range(copies - 1))])
+
+
+def joined(parts: Sequence[Split]) -> Split:
+    """All samples of the parts, one after the other."""
+    every = [inputs for inputs, _ in parts]
+    targets = torch.cat([targets for _, targets in parts])
+    if isinstance(every[0], Tensor):
+        return torch.cat(every), targets
+    return {name: torch.cat([inputs[name] for inputs in every]) for name in every[0]}, targets
 
 
 def rows_of(inputs: Inputs, rows: slice) -> Inputs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from baseline import Augment, Split, rows_of
+from baseline import Augment, Inputs, Split, rows_of
 from torch import nn
 
 import ray_nascomp as nc
@@ -65,6 +65,7 @@ class Budget:
         limits: What the chosen model has to keep to.
         minutes: After so many on two cores the search ends, whatever trials are left; None for no such limit. One
             core has twice as many.
+        unlabelled: So many samples without a class the chosen models see besides in an epoch.
     """
 
     samples: int | None
@@ -79,6 +80,7 @@ class Budget:
     variants: int
     limits: Limits
     minutes: float | None = None
+    unlabelled: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Case:
             samples; None for the original itself with the builder and the architecture above.
         space: Function from that task to what is searched; None for sparsities by group, and ranks and bits by layer.
         first: Function from that task to configs that the search begins with.
+        unlabelled: Function (count) -> inputs without classes, if there are any: the teacher alone speaks of them.
         quality: What a search wants besides speed and few bytes. Where validation samples are few and all results
             learn from the original, the divergence from it tells more of them apart than accuracy does.
     """
@@ -117,4 +120,5 @@ class Case:
     start: Callable[[nn.Module, Splits, Path], nc.Task] | None = None
     space: Callable[[nc.Task], dict[str, Any]] | None = None
     first: Callable[[nc.Task], list[dict[str, Any]]] | None = None
+    unlabelled: Callable[[int], Inputs] | None = None
     quality: nc.Objective = field(default_factory=lambda: nc.Objective("accuracy"))

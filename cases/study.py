@@ -19,7 +19,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import ray
 import torch
-from baseline import Split, augmented, train
+from baseline import Split, augmented, joined, train
 from case import Case, Splits
 from ray import tune
 from torch import nn
@@ -30,6 +30,7 @@ from ray_nascomp.results import FrontReporter
 from ray_nascomp.results.progress import tracked
 from ray_nascomp.schedulers import ParetoASHAScheduler
 from ray_nascomp.searchers import HybridSearch
+from ray_nascomp.tasks.data import IGNORED
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,13 @@ class Study:
     @cached_property
     def final_task(self) -> nc.Task:
         """What the chosen models are trained on."""
-        return self._task(None, self.budget.final_copies)
+        task = self._task(None, self.budget.final_copies)
+        count = self.budget.unlabelled
+        if self.case.unlabelled is None or not count:
+            return task
+        data = task.train_data
+        further = self.case.unlabelled(count), torch.full((count,), IGNORED)
+        return task.with_changes(train_data=joined([data.head(len(data)), further]))
 
     def _task(self, samples: int | None, copies: int) -> nc.Task:
         data = self.start.train_data

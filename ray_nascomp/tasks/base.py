@@ -19,7 +19,7 @@ from ray_nascomp.errors import ConfigError, NonFiniteModelError
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.tasks.architectures import Architectures, Build
 from ray_nascomp.tasks.calling import call, device_of, map_tensors, tensors_of
-from ray_nascomp.tasks.data import Batch, Data
+from ray_nascomp.tasks.data import IGNORED, Batch, Data
 from ray_nascomp.tasks.known import note_copy, note_task
 from ray_nascomp.tasks.padding import (
     batches_of_similar_length,
@@ -48,7 +48,8 @@ class Task:
 
     Args:
         model: The trained model, any `nn.Module`. It is never changed.
-        train_data: Samples for fine-tuning: (inputs, targets) tensors, a Dataset or a DataLoader.
+        train_data: Samples for fine-tuning: (inputs, targets) tensors, a Dataset or a DataLoader. One whose class is
+            -100 has no label: only the teacher tells what it is, so it counts where a trial distils.
         val_data: Samples that every trial is scored on.
         test_data: Samples that no search sees; only `Results.best().evaluate()` looks at them.
         calibration_data: Samples that quantizers observe; taken from the training data if absent.
@@ -209,8 +210,13 @@ class Task:
         return self.architectures.network(architecture)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The training loss of a batch, a scalar tensor."""
-        return self._loss(outputs, targets)
+        """The training loss of a batch, a scalar tensor; 0 where no sample has a label."""
+        unlabelled = targets == IGNORED
+        if targets.dim() != 1 or not unlabelled.any():
+            return self._loss(outputs, targets)
+        if unlabelled.all():
+            return outputs.sum() * 0.0
+        return self._loss(outputs[~unlabelled], targets[~unlabelled])
 
     def train_batches(self, seed: int) -> Iterator[Batch]:
         """One epoch of shuffled training batches."""

@@ -158,6 +158,8 @@ class Encoder:
         return torch.tensor([self._class(label) for label in labels])
 
     def _class(self, label: Any) -> int:
+        if label is None:
+            return IGNORED
         if isinstance(label, str):
             if label not in self.label_ids:
                 raise ConfigError.unknown(self.labels, label, self.label_ids)
@@ -218,6 +220,7 @@ def class_names(split: Any, column: str) -> list[str] | None:
 
 def _names_in(labels: Sequence[Any]) -> list[str]:
     flat = {name for label in labels for name in (label if isinstance(label, (list, tuple, np.ndarray)) else [label])}
+    flat.discard(None)
     if all(isinstance(name, str) for name in flat):
         return sorted(flat)
     return [f"LABEL_{i}" for i in range(int(max(flat)) + 1)]
