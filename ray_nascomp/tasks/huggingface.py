@@ -36,8 +36,8 @@ class HuggingFaceTask(Task):
             with the splits "train", "validation" and, if there is one, "test". A split is a data
             set whose samples are dicts of columns, or a pair of lists (inputs, labels). A split
             that is encoded already (a torch Dataset of what the model takes and "labels", or a
-            pair of tensors) is taken as it is. Training samples whose label is None have none, as those of -100
-            for `Task`.
+            pair of tensors) is taken as it is. Training samples of the label None, or -1, have none, as
+            those of -100 for `Task`.
         kind: "text_classification", "token_classification", "question_answering",
             "image_classification", "audio_classification", "speech_recognition" (with
             connectionist temporal classification) or "causal_lm"; told by the model's class if

@@ -18,6 +18,8 @@ from ray_nascomp.tasks.huggingface_kinds import Kind
 _EAGER_BYTES = 1 << 30
 """Encoded data up to this size is kept; larger data is encoded sample by sample, when it is needed."""
 _CHUNK = 256
+_UNLABELLED = -1
+"""What the hub's data sets have where a sample has no class."""
 
 
 @dataclass
@@ -158,7 +160,7 @@ class Encoder:
         return torch.tensor([self._class(label) for label in labels])
 
     def _class(self, label: Any) -> int:
-        if label is None:
+        if label in (None, _UNLABELLED):
             return IGNORED
         if isinstance(label, str):
             if label not in self.label_ids:

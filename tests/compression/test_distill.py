@@ -55,3 +55,22 @@ def test_distillation_alone_teaches_a_regression():
     config = {"prune": {"sparsity": 0.5}, "finetune": {"lr": 1e-2, "distill": {"weight": 1.0}}}
     before, *_, after = (step.metrics["error"] for step in nc.compress_steps(task, config, epochs=10))
     assert after < 0.2 * before
+
+
+def test_samples_without_a_label_are_learnt_from_the_teacher_alone(digits_task):
+    inputs, targets = digits_task.train_data.head(256)
+
+    def divergences(targets, weight):
+        task = digits_task.with_changes(train_data=(inputs, targets))
+        config = {"prune": {"sparsity": 0.6}, "finetune": {"lr": 1e-2, "distill": {"weight": weight}}}
+        steps = nc.compress_steps(task, config, epochs=5)
+        return [step.metrics["divergence"] for step in steps]
+
+    unlabelled = torch.full_like(targets, -100)
+    few = torch.where(torch.arange(256) < 32, targets, unlabelled)
+    before, *_, after = divergences(few, 0.9)
+    assert after < 0.5 * before
+    # All say the same where no label counts, and nothing is learnt where nobody teaches.
+    assert divergences(unlabelled, 1.0) == divergences(targets, 1.0)
+    before, *_, after = divergences(unlabelled, 0.0)
+    assert after > 0.5 * before

@@ -65,6 +65,18 @@ def test_mistakes_are_named(arguments, says):
         nc.Task(**{"model": PlainNet(), "train_data": (X, Y), "val_data": (X, Y), **arguments})
 
 
+def test_samples_of_class_minus_100_have_no_label():
+    def smoothed(outputs, targets):  # It knows of no such class.
+        return torch.nn.functional.nll_loss(outputs.log_softmax(-1), targets, ignore_index=-1)
+
+    task = nc.Task(PlainNet(), (X, Y), (X, Y), loss=smoothed)
+    outputs = torch.randn(4, 10, requires_grad=True)
+    some, none = torch.tensor([3, -100, 7, -100]), torch.full((4,), -100)
+    assert task.loss(outputs, some) == smoothed(outputs[[0, 2]], some[[0, 2]])
+    task.loss(outputs, none).backward()
+    assert outputs.grad.count_nonzero() == 0
+
+
 def test_calibration_comes_from_training_data_and_never_from_validation():
     task = nc.Task(PlainNet(), (torch.ones(40, 1, 8, 8), Y), (torch.zeros(40, 1, 8, 8), Y))
     assert all((inputs == 1).all() for inputs, _ in task.calibration_batches())
