@@ -153,7 +153,13 @@ class SelectedModel:
         return report
 
     def refine(
-        self, epochs: int, *, task: Task | None = None, folder: str | Path | None = None, progress: bool = True
+        self,
+        epochs: int,
+        *,
+        train_data: Any = None,
+        task: Task | None = None,
+        folder: str | Path | None = None,
+        progress: bool = True,
     ) -> SelectedModel:
         """Trains the chosen plan to the end, with a longer training than the search could afford.
 
@@ -164,12 +170,14 @@ class SelectedModel:
 
         Args:
             epochs: Epochs of the training, 1 or more.
+            train_data: Samples to train on, such as further ones without a label (class -100), in the forms that
+                `Task` takes; the task's own if absent. More samples an epoch are a longer training, too.
             task: The task; found by itself if it is alive in this process.
             folder: Where the files go; a temporary folder if absent.
             progress: Whether epochs and quality are shown on stderr.
 
         Raises:
-            ConfigError: If there is no task, or `epochs` is not allowed.
+            ConfigError: If there is no task, or `epochs` or the data are not allowed.
         """
         from ray_nascomp.pipeline import compress_steps
         from ray_nascomp.pipeline.training import with_longer_training
@@ -181,13 +189,18 @@ class SelectedModel:
         target = Path(folder or tempfile.mkdtemp(prefix="ray-nascomp-refined-"))
         # One that was stopped early had the learning rate of the epochs that it was meant to have.
         planned = _manifest_of(self.folder, self.filesystem).get("epochs") or self.metrics.get("epoch")
-        config = with_longer_training(self.config, epochs / (planned or epochs))
+        times = epochs / (planned or epochs)
+        if train_data is not None:
+            own, task = task, task.with_changes(train_data=train_data)
+            times *= len(task.train_data) / len(own.train_data)
+        config = with_longer_training(self.config, times)
         steps = compress_steps(task, config, epochs, self.goal)
         *_, step = tracked(steps, epochs + 1, task.metric) if progress else steps
         if self.metrics.get("final") and self._is_better(step.metrics, task):
             return self
         step.save(target)
-        return SelectedModel(self.trial_id, config, step.metrics, self.goal, str(target), pyarrow.fs.LocalFileSystem())
+        metrics = {**step.metrics, "task": self.metrics.get("task")}  # Whatever it was trained on, it is the task's.
+        return SelectedModel(self.trial_id, config, metrics, self.goal, str(target), pyarrow.fs.LocalFileSystem())
 
     def network(self, *, task: Task | None = None) -> nn.Module:
         """The compressed network as a torch module, on the CPU in evaluation mode.

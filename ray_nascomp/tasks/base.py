@@ -104,9 +104,7 @@ class Task:
             raise ConfigError("build and architecture: only one was given; a builder and its dimensions go together")
         if batch_size < 1:
             raise ConfigError(f"batch_size: {batch_size!r} was given, a positive number is allowed")
-        from ray_nascomp.compression.plain_layers import with_plain_weights
-
-        self.model = with_plain_weights(model)
+        self.model = _plain(model)
         self.train_data = Data(train_data, "train_data")
         self.val_data = Data(val_data, "val_data")
         self.test_data = Data(test_data, "test_data") if test_data is not None else None
@@ -363,9 +361,16 @@ class Task:
         for name, value in changes.items():
             is_raw = name in _DATA and value is not None and not isinstance(value, Data)
             setattr(task, name, Data(value, name) if is_raw else value)
+        task.model = _plain(task.model)
         task.architectures = task._architectures()
         note_task(task)
         return task
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    from ray_nascomp.compression.plain_layers import with_plain_weights
+
+    return with_plain_weights(model)
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> float:

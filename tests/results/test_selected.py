@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from results.test_results import write_trial
 from torch import nn
 
@@ -58,3 +61,17 @@ def test_an_original_that_reads_samples_otherwise_is_judged_on_its_own(digits, d
     assert judged["accuracy_drop"] == pytest.approx(reference - judged["accuracy"])
     with pytest.raises(ConfigError, match="test_data: the task's original reads its samples otherwise"):
         model.evaluate(digits["test"], task=task)
+
+
+def test_the_chosen_plan_is_trained_on_further_samples(digits, digits_task, tmp_path):
+    model = selected(digits_task, tmp_path)
+    images, labels = digits["train"]
+    further = torch.cat([images, images.flip(0)]), torch.cat([labels, torch.full_like(labels, -100)])
+    # As if the trial had been trained for an epoch, and badly.
+    model = replace(model, metrics={**model.metrics, "accuracy": 0.0, "accuracy_drop": 1.0, "epoch": 1})
+    refined = model.refine(1, train_data=further, task=digits_task, progress=False, folder=tmp_path / "refined")
+    assert refined.config["finetune"]["lr"] == pytest.approx(
+        model.refine(1, progress=False).config["finetune"]["lr"] * 2**-0.32
+    )
+    assert refined.metrics["accuracy"] > 0.9
+    assert refined.evaluate(batch_sizes=(1,))["accuracy"] > 0.9

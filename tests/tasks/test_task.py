@@ -144,6 +144,9 @@ def test_a_task_with_other_data_takes_them_as_a_new_task_does(digits, digits_tas
     changed = digits_task.with_changes(train_data=few, batch_size=16)
     assert len(changed.train_data) == 50
     assert len(digits_task.train_data) == len(digits["train"][1])
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(64, 10))
+    changed = changed.with_changes(model=torch.nn.Sequential(torch.nn.Flatten(), normed))
+    assert not any(map(torch.nn.utils.parametrize.is_parametrized, changed.model.modules()))
     with pytest.raises(ConfigError, match="val_data: str was given"):
         digits_task.with_changes(val_data="digits")
     with pytest.raises(ConfigError, match="'modle' is unknown; allowed: 'model', 'train_data'"):
