@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +260,8 @@ class Study:
         if not record.exists():
             torch.set_num_threads(self.cores)
             epochs = self.budget.final_epochs
-            steps = nc.compress_steps(self.final_task, config, epochs, self.goal)
-            *_, last = tracked(steps, epochs + 1, self.final_task.metric)
+            start = partial(nc.compress_steps, self.final_task, config, epochs, self.goal)
+            *_, last = tracked(start, epochs + 1, self.final_task.metric)
             torch.set_num_threads(1)
             last.save(folder)
             record.write_text(json.dumps(last.metrics, default=str))

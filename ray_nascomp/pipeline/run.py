@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,6 +96,7 @@ class CompressionRun:
         self._infeasible = False
         self._refused: str | None = None
         self.reuse = reuse
+        self.on_batch: Callable[[float], None] | None = None
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -187,6 +188,7 @@ class CompressionRun:
     def _train_epoch(self, epoch: int, quantized: bool, text: str) -> measure.Simulation | None:
         """An epoch; returns the network under simulated integers where it was trained with them."""
         assert self.candidate is not None
+        self.trainer.on_batch = self.on_batch
         simulation = None
         if quantized:
             simulation = self._train_quantized(epoch)
@@ -335,7 +337,13 @@ class CompressionRun:
         self.reuse = None
 
 
-def compress_steps(task: Task, config: Mapping[str, Any], epochs: int = 8, goal: Goal | None = None) -> Iterator[Step]:
+def compress_steps(
+    task: Task,
+    config: Mapping[str, Any],
+    epochs: int = 8,
+    goal: Goal | None = None,
+    on_batch: Callable[[float], None] | None = None,
+) -> Iterator[Step]:
     """Carries out a config and yields after every step, for a loop that reports `step.metrics`.
 
     Args:
@@ -343,11 +351,13 @@ def compress_steps(task: Task, config: Mapping[str, Any], epochs: int = 8, goal:
         config: A config; keys outside the stages are ignored.
         epochs: Epochs of fine-tuning; there are `epochs + 1` steps.
         goal: What `score` is made from; the task's metric alone if absent.
+        on_batch: Function (epochs done, a fraction) -> None, called before each batch of fine-tuning.
 
     Raises:
         ConfigError: If the config is not valid.
     """
     run = CompressionRun(task, config, epochs, goal)
+    run.on_batch = on_batch
     while not run.is_done:
         yield run.step()
 

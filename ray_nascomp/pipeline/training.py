@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -66,6 +66,7 @@ class Trainer:
         epochs: Length of the whole training.
         masks: Layer name -> mask of its weight; masked weights stay zero.
         maps: What the layer-wise distillation has learned of its own, from epoch to epoch.
+        on_batch: Called before each batch with the epochs that are done, a fraction.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Trainer:
         self._layerwise: LayerwiseDistillation | None = None
         self.maps: list[Tensor] = []
         self._indices: Tensor | None = None
+        self.on_batch: Callable[[float], None] | None = None
         self.optimizer_settings: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (
             torch.optim.AdamW,
             {"lr": stage.lr, "weight_decay": stage.weight_decay, "fused": True},
@@ -95,7 +97,7 @@ class Trainer:
     def seeded(self, seed: int) -> Trainer:
         """A trainer like this one, with another seed and nothing learned."""
         trainer = copy.copy(self)
-        trainer._seed, trainer.masks, trainer.maps = seed, {}, []
+        trainer._seed, trainer.masks, trainer.maps, trainer.on_batch = seed, {}, [], None
         return trainer
 
     def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
@@ -131,7 +133,10 @@ class Trainer:
             for number, indices in enumerate(batches):
                 if len(indices) == 1 and number > 0:
                     continue  # Batch normalisation cannot train on a single sample.
-                rate = learning_rate(self._stage.lr, (epoch + number / len(batches)) / self.epochs)
+                done = epoch + number / len(batches)
+                if self.on_batch is not None:
+                    self.on_batch(done)
+                rate = learning_rate(self._stage.lr, done / self.epochs)
                 optimizers = [optimizer] if maps is None else [optimizer, maps]
                 self._indices = indices
                 for each in optimizers:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ray_nascomp.pipeline import Step
 
 _Item = TypeVar("_Item")
+OnBatch = Callable[[float], None]
 _FEWEST_FOR_ESTIMATE = 4
 _TRAINING = "training the chosen model"
 
@@ -129,54 +131,68 @@ def counted(items: Sequence[_Item], what: str, shown: bool) -> Iterator[_Item]:
     yield from track(items, what, console=console, disable=not (shown and has_bar))
 
 
-def tracked(steps: Iterable[Step], count: int, metric: str) -> Iterator[Step]:
-    """Steps of a run, with a bar that shows how far it is and how good the model is.
+def tracked(start: Callable[[OnBatch], Iterable[Step]], count: int, metric: str) -> Iterator[Step]:
+    """Steps of a run, while a bar shows how far it is and how good the model is.
 
-    The bar is on stderr, a line for each step where that is no terminal; in a notebook it is a
-    line in the cell's output.
+    The bar is on stderr. Where that is no terminal, a line is written for each step, and one a minute in between; in a
+    notebook it is a line in the cell's output.
 
     Args:
-        steps: The steps.
-        count: How many there will be.
+        start: Function (what is to be called before each batch with the epochs done) -> the steps.
+        count: How many steps there will be.
         metric: The metric to show.
     """
+    with _display(count - 1) as show:
+        for number, step in enumerate(start(show)):
+            show(number, quality=f"{metric} {step.metrics[metric]:.4g}")
+            yield step
+
+
+@contextmanager
+def _display(epochs: int) -> Iterator[Callable[..., None]]:
+    """A function (epochs done, quality if it is new) that shows both, in whatever way suits the place."""
     console = Console(stderr=True, highlight=False)
     if console.is_jupyter:
-        yield from _tracked_in_notebook(steps, count, metric)
-    elif console.is_terminal:
-        yield from _tracked_in_terminal(steps, count, metric, console)
+        yield _lines(epochs, _notebook_cell(), every=1.0)
+    elif not console.is_terminal:
+        yield _lines(epochs, lambda line: console.print(line, soft_wrap=True), every=60.0)
     else:
-        for number, step in enumerate(steps):
-            console.print(_line(number, count, step, metric), soft_wrap=True)
-            yield step
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("epoch {task.fields[epoch]}/{task.total}  {task.fields[quality]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        )
+        with Bar(*columns, console=console) as bar:
+            shown = bar.add_task(_TRAINING, total=epochs, epoch=0, quality="")
+            yield lambda done, **quality: bar.update(shown, completed=done, epoch=int(done), **quality)
 
 
-def _tracked_in_terminal(steps: Iterable[Step], count: int, metric: str, console: Console) -> Iterator[Step]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("epoch {task.completed}/{task.total}  {task.fields[quality]}"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-    )
-    with Bar(*columns, console=console) as bar:
-        shown = bar.add_task(_TRAINING, total=count - 1, quality="")
-        for number, step in enumerate(steps):
-            bar.update(shown, completed=number, quality=f"{metric} {step.metrics[metric]:.4g}")
-            yield step
+def _lines(epochs: int, write: Callable[[Text], None], every: float) -> Callable[..., None]:
+    """Writes a line for each step, and after so many seconds in between."""
+    known, written = "", time.monotonic()
+
+    def show(done: float, quality: str | None = None) -> None:
+        nonlocal known, written
+        if quality is None and time.monotonic() - written < every:
+            return
+        known, written = quality or known, time.monotonic()
+        epoch = str(done) if quality else f"{done:.2f}"
+        write(Text(f"{_TRAINING}: epoch {epoch}/{epochs}  {known}"))
+
+    return show
 
 
-def _tracked_in_notebook(steps: Iterable[Step], count: int, metric: str) -> Iterator[Step]:
+def _notebook_cell() -> Callable[[Text], None]:
     from IPython.display import display
 
     cell: Any = None
-    for number, step in enumerate(steps):
-        line = _line(number, count, step, metric)
+
+    def write(line: Text) -> None:
+        nonlocal cell
         if cell is None:
             cell = display(line, display_id=True)
         else:
             cell.update(line)
-        yield step
 
-
-def _line(number: int, count: int, step: Step, metric: str) -> Text:
-    return Text(f"{_TRAINING}: epoch {number}/{count - 1}  {metric} {step.metrics[metric]:.4g}")
+    return write

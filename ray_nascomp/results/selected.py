@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,8 +195,8 @@ class SelectedModel:
             own, task = task, task.with_changes(train_data=train_data)
             times *= len(task.train_data) / len(own.train_data)
         config = with_longer_training(self.config, times)
-        steps = compress_steps(task, config, epochs, self.goal)
-        *_, step = tracked(steps, epochs + 1, task.metric) if progress else steps
+        start = partial(compress_steps, task, config, epochs, self.goal)
+        *_, step = tracked(start, epochs + 1, task.metric) if progress else start()
         if self.metrics.get("final") and self._is_better(step.metrics, task):
             return self
         step.save(target)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -95,10 +96,22 @@ def test_the_hypervolume_so_far_is_drawn_in_todays_box():
 def test_a_long_training_shows_how_far_it_is(capsys, monkeypatch, terminal):
     monkeypatch.setenv("TTY_COMPATIBLE", terminal)
     steps = [SimpleNamespace(metrics={"accuracy": value}) for value in (0.5, 0.75)]
-    assert list(tracked(steps, 2, "accuracy")) == steps
+    minutes, now = iter(range(100)), time.monotonic()
+
+    def start(on_batch):
+        yield steps[0]
+        monkeypatch.setattr("ray_nascomp.results.progress.time.monotonic", lambda: now + 31 * next(minutes))
+        for done in (0.0, 0.25, 0.5):
+            on_batch(done)
+        monkeypatch.undo()
+        yield steps[1]
+
+    assert list(tracked(start, 2, "accuracy")) == steps
     shown = capsys.readouterr()
     assert "epoch 1/1  accuracy 0.75" in shown.err
-    assert ("epoch 0/1  accuracy 0.5\n" in shown.err) == (terminal == "0")
+    is_lines = terminal == "0"
+    assert ("epoch 0/1  accuracy 0.5\n" in shown.err) == is_lines
+    assert ("epoch 0.50/1  accuracy 0.5\n" in shown.err) == is_lines
     assert shown.out == ""
 
 
