@@ -1,7 +1,7 @@
 """Language: does a sentence of a film review praise or pan the film? MiniLM, fine-tuned, then made smaller.
 
 Half of MiniLM's parameters are its vocabulary. What is searched starts from a model that keeps the rows of tokens which
-occur twice in the training sentences; all others are read as the most similar ones of these.
+occur in the training sentences; all others are read as the most similar ones of these.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ray_nascomp.compression.merging import merge_embedding
 LENGTH = 56
 """Tokens of an input: all that 99 of 100 sentences have."""
 CLASSES = ("neg", "pos")
-_LEAST_COUNT = 2
+_LEAST_COUNT = 1
 _TEST, _VALIDATION = 2000, 1000
 _REPLACED = 0.3
 _SPLICED = 0.6
@@ -140,7 +140,7 @@ def space(task: nc.Task) -> dict[str, Any]:
 
 
 def first(task: nc.Task) -> list[dict[str, Any]]:
-    """Where the search begins: three and four layers far apart, half of their heads and neurons, taught."""
+    """Where the search begins: three and four layers far apart, half or a quarter of their heads and neurons, taught."""
     blocks = list(task.architecture)
 
     def config(kept: tuple[int, ...], rank: float, share: int) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def first(task: nc.Task) -> list[dict[str, Any]]:
             "quantize": {"method": "ptq", "bits": {_EMBEDDING: 8}},
         }
 
-    return [config((0, 2, 5), 1.0, 2), config((0, 2, 4), 1.0, 2), config((0, 1, 3, 5), 0.75, 4)]
+    return [config((0, 2, 5), 1.0, 4), config((0, 2, 5), 0.75, 2), config((0, 1, 3, 5), 0.75, 4)]
 
 
 def augment(inputs: Inputs, generator: torch.Generator) -> Inputs:
