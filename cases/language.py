@@ -140,7 +140,7 @@ def space(task: nc.Task) -> dict[str, Any]:
 
 
 def first(task: nc.Task) -> list[dict[str, Any]]:
-    """Where the search begins: three and four layers far apart, half or a quarter of their heads and neurons, taught."""
+    """Where the search begins: three and four layers far apart, half or a quarter of their heads and neurons."""
     blocks = list(task.architecture)
 
     def config(kept: tuple[int, ...], rank: float, share: int) -> dict[str, Any]:
