@@ -38,14 +38,14 @@ class MergedEmbedding(nn.Module):
         return vectors
 
 
-def merge_embedding(model: nn.Module, kept: Sequence[int]) -> None:
+def merge_embedding(model: nn.Module, kept: Sequence[int] | Tensor) -> None:
     """Leaves the kept tokens' rows in a HuggingFace model's embedding, in place; each other token gets one of these.
 
     It gets the one of least angle to its own. Keep special tokens, and those that a corpus uses more than once.
 
     Args:
         model: A HuggingFace model.
-        kept: The tokens whose rows stay.
+        kept: The numbers of the tokens whose rows stay.
 
     Raises:
         ConfigError: For a model without a plain token embedding, one that writes tokens, or tokens that it does
@@ -63,7 +63,12 @@ def merge_embedding(model: nn.Module, kept: Sequence[int]) -> None:
             f"vocabulary: {type(model).__name__} writes tokens, and needs all of their rows; see trim_embedding"
         )
     size = len(embedding.weight)
-    tokens = torch.tensor(sorted(set(kept)), dtype=torch.long)
+    given = torch.as_tensor(kept if isinstance(kept, Tensor) else list(kept))
+    if len(given) and (given.dim() != 1 or given.is_floating_point() or given.dtype == torch.bool):
+        raise ConfigError(
+            f"vocabulary: tokens of shape {tuple(given.shape)} and {given.dtype} were given, their numbers are needed"
+        )
+    tokens = given.long().unique()
     if not len(tokens) or tokens[0] < 0 or tokens[-1] >= size:
         raise ConfigError(f"vocabulary: tokens {_range_of(tokens)} were given, 0 to {size - 1} are allowed")
     weight = embedding.weight.detach()

@@ -56,6 +56,7 @@ def save_run(run: CompressionRun, folder: Path) -> None:
         "format": _FORMAT,
         "config": run.config,
         "epochs": run.epochs,
+        "train_samples": len(run.task.train_data),
         "steps_done": run.steps_done,
         "metrics": run.metrics,
         "goal": json.loads(goal_of(run.task, run.goal).to_json()),

@@ -189,19 +189,19 @@ class SelectedModel:
         task = self._task(task)
         target = Path(folder or tempfile.mkdtemp(prefix="ray-nascomp-refined-"))
         # One that was stopped early had the learning rate of the epochs that it was meant to have.
-        planned = _manifest_of(self.folder, self.filesystem).get("epochs") or self.metrics.get("epoch")
-        times = epochs / (planned or epochs)
+        manifest = _manifest_of(self.folder, self.filesystem)
+        planned = manifest.get("epochs") or self.metrics.get("epoch")
+        seen = manifest.get("train_samples") or len(task.train_data)
         if train_data is not None:
-            own, task = task, task.with_changes(train_data=train_data)
-            times *= len(task.train_data) / len(own.train_data)
+            task = task.trained_on(train_data)
+        times = epochs * len(task.train_data) / ((planned or epochs) * seen)
         config = with_longer_training(self.config, times)
         start = partial(compress_steps, task, config, epochs, self.goal)
         *_, step = tracked(start, epochs + 1, task.metric) if progress else start()
         if self.metrics.get("final") and self._is_better(step.metrics, task):
             return self
         step.save(target)
-        metrics = {**step.metrics, "task": self.metrics.get("task")}  # Whatever it was trained on, it is the task's.
-        return SelectedModel(self.trial_id, config, metrics, self.goal, str(target), pyarrow.fs.LocalFileSystem())
+        return SelectedModel(self.trial_id, config, step.metrics, self.goal, str(target), pyarrow.fs.LocalFileSystem())
 
     def network(self, *, task: Task | None = None) -> nn.Module:
         """The compressed network as a torch module, on the CPU in evaluation mode.

@@ -20,7 +20,7 @@ from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.tasks.architectures import Architectures, Build
 from ray_nascomp.tasks.calling import call, device_of, map_tensors, tensors_of
 from ray_nascomp.tasks.data import IGNORED, Batch, Data
-from ray_nascomp.tasks.known import note_copy, note_task
+from ray_nascomp.tasks.known import forget_task, note_copy, note_task
 from ray_nascomp.tasks.padding import (
     batches_of_similar_length,
     ignores_padding,
@@ -48,8 +48,9 @@ class Task:
 
     Args:
         model: The trained model, any `nn.Module`. It is never changed.
-        train_data: Samples for fine-tuning: (inputs, targets) tensors, a Dataset or a DataLoader. One whose class is
-            -100 has no label: only the teacher tells what it is, so it counts where a trial distils.
+        train_data: Samples for fine-tuning: (inputs, targets) tensors, a Dataset or a DataLoader. Where targets are
+            classes, one a sample, one of -100 has no label: only the teacher tells what it is, so it counts where a
+            trial distils.
         val_data: Samples that every trial is scored on.
         test_data: Samples that no search sees; only `Results.best().evaluate()` looks at them.
         calibration_data: Samples that quantizers observe; taken from the training data if absent.
@@ -209,8 +210,8 @@ class Task:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The training loss of a batch, a scalar tensor; 0 where no sample has a label."""
-        unlabelled = targets == IGNORED
-        if targets.dim() != 1 or not unlabelled.any():
+        unlabelled = _unlabelled(targets)
+        if not unlabelled.any():
             return self._loss(outputs, targets)
         if unlabelled.all():
             return outputs.sum() * 0.0
@@ -309,8 +310,14 @@ class Task:
         """The metric of the outputs of all samples.
 
         Raises:
+            ConfigError: If a sample has no label.
             NonFiniteModelError: If an output is NaN or infinite.
         """
+        if missing := int(_unlabelled(targets).sum()):
+            raise ConfigError(
+                f"{missing} of {len(targets)} samples that are to be judged have no label (class {IGNORED}); "
+                "only training samples may lack one"
+            )
         if not torch.isfinite(outputs).all():
             raise NonFiniteModelError("the model's outputs are not finite")
         value = float(self._metric_function(outputs, targets))
@@ -365,6 +372,30 @@ class Task:
         task.architectures = task._architectures()
         note_task(task)
         return task
+
+    def trained_on(self, train_data: Any) -> Self:
+        """The same task with other training samples: what is judged is the same, and so is the fingerprint.
+
+        Args:
+            train_data: The samples, in the forms that a task is made with.
+
+        Raises:
+            ConfigError: For data that are empty, or have other inputs.
+        """
+        task = self.with_changes(train_data=train_data)
+        forget_task(task)
+        names, own = (sorted(tensors_of(each.example_inputs)) for each in (task, self))
+        if names != own:
+            raise ConfigError(f"train_data: the inputs {', '.join(names)} were given; allowed: {', '.join(own)}")
+        vars(task)["fingerprint"] = self.fingerprint
+        return task
+
+
+def _unlabelled(targets: Tensor) -> Tensor:
+    """Which samples have no label, a mask; none where a target is more than a class."""
+    if targets.dim() != 1 or targets.is_floating_point():
+        return torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
+    return targets == IGNORED
 
 
 def _plain(model: nn.Module) -> nn.Module:

@@ -47,15 +47,18 @@ class Data:
             sizes = {name: len(tensor) for name, tensor in tensors_of(source[0]).items()}
             if any(size != self._length for size in sizes.values()):
                 raise ConfigError(f"{name}: inputs of {sizes} samples were given with {self._length} targets")
-        elif isinstance(source, Dataset) or (isinstance(source, Sequence) and not isinstance(source, str)):
+        elif isinstance(source, Dataset) or (isinstance(source, Sequence) and not isinstance(source, (str, tuple))):
             try:
                 self._length = len(source)  # type: ignore[arg-type]
             except TypeError:
                 raise ConfigError(f"{name}: a dataset without a length was given; a map-style one is allowed") from None
             self._dataset = source
         else:
+            given = type(source).__name__
+            if isinstance(source, tuple):
+                given = f"({', '.join(type(part).__name__ for part in source)})"
             raise ConfigError(
-                f"{name}: {type(source).__name__} was given; allowed: a pair (inputs, targets) of tensors, "
+                f"{name}: {given} was given; allowed: a pair (inputs, targets) of tensors, "
                 "a torch Dataset or a DataLoader"
             )
         if self._length == 0:

@@ -160,7 +160,7 @@ class Encoder:
         return torch.tensor([self._class(label) for label in labels])
 
     def _class(self, label: Any) -> int:
-        if label in (None, _UNLABELLED):
+        if is_missing(label):
             return IGNORED
         if isinstance(label, str):
             if label not in self.label_ids:
@@ -199,6 +199,11 @@ def is_encoded(split: Any, input_name: str) -> bool:
     return len(split) > 0 and isinstance(split[0], Mapping) and input_name in split[0]
 
 
+def is_missing(label: Any) -> bool:
+    """Whether a sample has no label: None or NaN, or the number that the hub's data sets have there."""
+    return label is None or label != label or label == _UNLABELLED
+
+
 def class_names(split: Any, column: str) -> list[str] | None:
     """The names of a split's classes, in the order of their numbers.
 
@@ -222,7 +227,7 @@ def class_names(split: Any, column: str) -> list[str] | None:
 
 def _names_in(labels: Sequence[Any]) -> list[str]:
     flat = {name for label in labels for name in (label if isinstance(label, (list, tuple, np.ndarray)) else [label])}
-    flat.discard(None)
+    flat = {name for name in flat if not is_missing(name)}
     if all(isinstance(name, str) for name in flat):
         return sorted(flat)
     return [f"LABEL_{i}" for i in range(int(max(flat)) + 1)]

@@ -24,6 +24,11 @@ def note_copy(task: Task) -> None:
     _alive.insert(0, weakref.ref(task, _alive.remove))
 
 
+def forget_task(task: Task) -> None:
+    """Leaves out a task that nobody else is to find."""
+    _alive[:] = [reference for reference in _alive if reference() is not task]
+
+
 def find_task(fingerprint: str) -> Task | None:
     """The task of this process with a fingerprint, if it is still in use."""
     tasks = [task for reference in _alive if (task := reference()) is not None]

@@ -57,7 +57,7 @@ def test_of_equal_rows_each_kept_token_has_its_own():
     model = bert()
     with torch.no_grad():
         model.get_input_embeddings().weight[KEPT] = 1.0
-    merge_embedding(model, KEPT)
+    merge_embedding(model, torch.tensor([*KEPT, *KEPT]))
     assert model.get_input_embeddings().rows[KEPT].tolist() == list(range(len(KEPT)))
 
 
@@ -102,6 +102,7 @@ def test_a_merged_model_is_copied_and_loaded():
         (bert, [0, TOKENS], "tokens 0 to 60 were given, 0 to 59 are allowed"),
         (bert, [-1, 4], "tokens -1 to 4 were given"),
         (bert, [], "tokens none were given"),
+        (bert, torch.ones(TOKENS, dtype=torch.bool), r"tokens of shape \(60,\) and torch.bool were given"),
     ],
 )
 def test_what_cannot_be_merged_is_refused(model, kept, message):

@@ -12,6 +12,7 @@ from torch import nn
 import ray_nascomp as nc
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.tasks.data import Data
+from ray_nascomp.tasks.known import find_task
 
 
 class Halved(nn.Module):
@@ -70,8 +71,17 @@ def test_the_chosen_plan_is_trained_on_further_samples(digits, digits_task, tmp_
     # As if the trial had been trained for an epoch, and badly.
     model = replace(model, metrics={**model.metrics, "accuracy": 0.0, "accuracy_drop": 1.0, "epoch": 1})
     refined = model.refine(1, train_data=further, task=digits_task, progress=False, folder=tmp_path / "refined")
-    assert refined.config["finetune"]["lr"] == pytest.approx(
-        model.refine(1, progress=False).config["finetune"]["lr"] * 2**-0.32
-    )
+    rate = model.refine(1, progress=False).config["finetune"]["lr"]
+    assert refined.config["finetune"]["lr"] == pytest.approx(rate * 2**-0.32)
     assert refined.metrics["accuracy"] > 0.9
     assert refined.evaluate(batch_sizes=(1,))["accuracy"] > 0.9
+    assert refined.network(task=digits_task)(images[:1]).shape == (1, 10)
+    poor = replace(refined, metrics={**refined.metrics, "accuracy": 0.0, "accuracy_drop": 1.0})
+    again = poor.refine(1, train_data=further, task=digits_task, progress=False)
+    assert again.config["finetune"]["lr"] == refined.config["finetune"]["lr"]
+    with pytest.raises(ConfigError, match="train_data: the inputs a, b were given; allowed: input_0"):
+        model.refine(1, train_data=({"a": images, "b": images}, labels), task=digits_task)
+    # Nobody else finds the task of the further samples, though it is the same by what it judges.
+    twins = images.flip(0), labels.flip(0)
+    model.refine(1, train_data=twins, task=digits_task, progress=False)
+    assert find_task(digits_task.fingerprint) is digits_task

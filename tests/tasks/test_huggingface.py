@@ -124,9 +124,10 @@ def test_data_sets_with_named_classes_and_pairs_of_texts(tokenizer: Any) -> None
     named = {"train": (texts, ["yes" if label else "no" for label in labels]), "validation": (texts, ["no"] * 12)}
     task = nc.HuggingFaceTask(model, named, processor=tokenizer)
     assert task.train_data.head(4)[1].tolist() == [0, 1, 0, 1]
-    some = {"train": (texts, [0, 1, None, -1] * 3), "validation": (texts, labels)}
-    task = nc.HuggingFaceTask(model, some, processor=tokenizer)
-    assert task.train_data.head(4)[1].tolist() == [0, 1, -100, -100]
+    for some in ([0, 1, None, -1], ["no", "yes", float("nan"), -1]):
+        data = {"train": (texts, some * 3), "validation": (texts, some[:2] * 6)}
+        task = nc.HuggingFaceTask(model, data, processor=tokenizer)
+        assert task.train_data.head(4)[1].tolist() == [0, 1, -100, -100]
 
 
 def test_words_carry_their_tag_on_the_first_token(tokenizer: Any) -> None:

@@ -75,6 +75,9 @@ def test_samples_of_class_minus_100_have_no_label():
     assert task.loss(outputs, some) == smoothed(outputs[[0, 2]], some[[0, 2]])
     task.loss(outputs, none).backward()
     assert outputs.grad.count_nonzero() == 0
+    with pytest.raises(ConfigError, match="2 of 4 samples that are to be judged have no label"):
+        task.score(outputs.detach(), some)
+    assert nc.Task(PlainNet(), (X, Y), (X, Y), loss=torch.sub).loss(torch.zeros(1), torch.tensor([-100.0])) == 100
 
 
 def test_calibration_comes_from_training_data_and_never_from_validation():
