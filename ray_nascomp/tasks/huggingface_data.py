@@ -210,7 +210,7 @@ def class_names(split: Any, column: str) -> list[str] | None:
     Labels that are numbers give transformers' own names, LABEL_0, LABEL_1, ...
 
     Returns:
-        The names; None for an encoded data set, whose labels only its samples tell.
+        The names; None for an encoded data set, whose labels only its samples tell, and where no sample has one.
     """
     if isinstance(split, (tuple, list)) and len(split) == 2 and not isinstance(split[0], Mapping | Tensor):
         return _names_in(split[1])
@@ -225,9 +225,11 @@ def class_names(split: Any, column: str) -> list[str] | None:
     return _names_in([split[i][column] for i in range(len(split))])
 
 
-def _names_in(labels: Sequence[Any]) -> list[str]:
+def _names_in(labels: Sequence[Any]) -> list[str] | None:
     flat = {name for label in labels for name in (label if isinstance(label, (list, tuple, np.ndarray)) else [label])}
     flat = {name for name in flat if not is_missing(name)}
+    if not flat:
+        return None
     if all(isinstance(name, str) for name in flat):
         return sorted(flat)
     return [f"LABEL_{i}" for i in range(int(max(flat)) + 1)]
