@@ -114,6 +114,7 @@ class Task:
         self._metric_function: Metric = _accuracy if metric == "accuracy" else metric  # type: ignore[assignment]
         self.mode = mode
         self._loss = loss or nn.functional.cross_entropy
+        self._refuse_odd_classes()
         self.build = build
         self.architecture = dict(architecture or {})
         self.batch_size = batch_size
@@ -124,6 +125,23 @@ class Task:
         self.original = original
         self.architectures = self._architectures()
         note_task(self)
+
+    def _refuse_odd_classes(self) -> None:
+        if self._loss is not nn.functional.cross_entropy:
+            return
+        for name in ("train_data", "val_data"):
+            targets = getattr(self, name).targets
+            if targets is None or (targets.is_floating_point() and targets.dim() > 1):  # Shares of classes.
+                continue
+            if targets.dtype not in (torch.int64, torch.uint8):
+                raise ConfigError(
+                    f"{name}: targets of {targets.dtype} were given; "
+                    "allowed: classes of torch.int64, or a loss that takes others"
+                )
+            if len(odd := targets[(targets < 0) & (targets != IGNORED)]):
+                raise ConfigError(
+                    f"{name}: class {int(odd[0])} was given; allowed: 0 and up, and {IGNORED} for what has no label"
+                )
 
     def _architectures(self) -> Architectures:
         return Architectures(self.model, self.build, self.architecture, self.example_inputs)
@@ -368,6 +386,7 @@ class Task:
         for name, value in changes.items():
             is_raw = name in _DATA and value is not None and not isinstance(value, Data)
             setattr(task, name, Data(value, name) if is_raw else value)
+        task._refuse_odd_classes()
         task.model = _plain(task.model)
         task.architectures = task._architectures()
         note_task(task)

@@ -72,6 +72,11 @@ class Data:
         """Whether a sample is always the same: tensors are, a dataset may augment."""
         return self._tensors is not None
 
+    @property
+    def targets(self) -> Tensor | None:
+        """All targets; None for a dataset, which tells them sample by sample."""
+        return self._tensors[1] if self._tensors is not None else None
+
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Batches in order, or shuffled where a generator is given."""
         return (self.take(indices) for indices in self.index_batches(batch_size, generator))

@@ -80,6 +80,21 @@ def test_samples_of_class_minus_100_have_no_label():
     assert nc.Task(PlainNet(), (X, Y), (X, Y), loss=torch.sub).loss(torch.zeros(1), torch.tensor([-100.0])) == 100
 
 
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (Y.float(), "targets of torch.float32 were given; allowed: classes of torch.int64, or a loss"),
+        (Y.int(), "targets of torch.int32 were given"),
+        (Y - 1, "class -1 was given; allowed: 0 and up, and -100"),
+    ],
+)
+def test_targets_that_are_no_classes_are_refused_before_any_work(targets, says):
+    with pytest.raises(ConfigError, match=f"train_data: {says}"):
+        nc.Task(PlainNet(), (X, targets), (X, Y))
+    with pytest.raises(ConfigError, match=f"val_data: {says}"):
+        nc.Task(PlainNet(), (X, Y), (X, Y)).with_changes(val_data=(X, targets))
+
+
 def test_calibration_comes_from_training_data_and_never_from_validation():
     task = nc.Task(PlainNet(), (torch.ones(40, 1, 8, 8), Y), (torch.zeros(40, 1, 8, 8), Y))
     assert all((inputs == 1).all() for inputs, _ in task.calibration_batches())
