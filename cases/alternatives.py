@@ -126,7 +126,7 @@ def pruned_int8(study: Study, original: Judged, *, folder: str, method: str, sch
         fits = known["params"] <= limits.params * original.figures["params"]
         if fits and known["size_ratio"] >= 1 / limits.size:
             break
-    return _finished(study, study.finish(config, folder), folder)
+    return _finished(study, study.finish(config, folder, is_taught=False), folder)
 
 
 def in_sequence(study: Study, original: Judged) -> Made:

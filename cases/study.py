@@ -245,12 +245,14 @@ class Study:
         finally:
             ray.shutdown()
 
-    def finish(self, config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    def finish(self, config: Mapping[str, Any], name: str, *, is_taught: bool = True) -> dict[str, Any]:
         """Trains a config to its end.
 
         Args:
             config: The config.
             name: Name of the folder that gets model.onnx, the network and what was measured.
+            is_taught: Whether a teacher tells what samples are that were made up or have no class. Without one they
+                are left out, and the true ones are seen three times as often as the original has seen them.
 
         Returns:
             What was measured, on validation data.
@@ -259,9 +261,12 @@ class Study:
         record = folder / "metrics.json"
         if not record.exists():
             torch.set_num_threads(self.cores)
-            epochs = self.budget.final_epochs
-            start = partial(nc.compress_steps, self.final_task, config, epochs, self.goal)
-            *_, last = tracked(start, epochs + 1, self.final_task.metric)
+            if is_taught or self.case.augments_original:
+                task, epochs = self.final_task, self.budget.final_epochs
+            else:
+                task, epochs = self.start, 3 * self.budget.epochs
+            start = partial(nc.compress_steps, task, config, epochs, self.goal)
+            *_, last = tracked(start, epochs + 1, task.metric)
             torch.set_num_threads(1)
             last.save(folder)
             record.write_text(json.dumps(last.metrics, default=str))
