@@ -41,7 +41,7 @@ class MergedEmbedding(nn.Module):
 def merge_embedding(model: nn.Module, kept: Sequence[int] | Tensor) -> None:
     """Leaves the kept tokens' rows in a HuggingFace model's embedding, in place; each other token gets one of these.
 
-    It gets the one of least angle to its own. Keep special tokens, and those that a corpus uses more than once.
+    It gets the one of least angle to its own. Keep special tokens, and those that a corpus uses.
 
     Args:
         model: A HuggingFace model.

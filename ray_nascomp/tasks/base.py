@@ -19,8 +19,9 @@ from ray_nascomp.errors import ConfigError, NonFiniteModelError
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.tasks.architectures import Architectures, Build
 from ray_nascomp.tasks.calling import call, device_of, map_tensors, tensors_of
-from ray_nascomp.tasks.data import IGNORED, Batch, Data
+from ray_nascomp.tasks.data import Batch, Data
 from ray_nascomp.tasks.known import forget_task, note_copy, note_task
+from ray_nascomp.tasks.labels import accuracy, labelled_loss, refuse_odd_classes, refuse_unlabelled
 from ray_nascomp.tasks.padding import (
     batches_of_similar_length,
     ignores_padding,
@@ -111,7 +112,7 @@ class Task:
         self.test_data = Data(test_data, "test_data") if test_data is not None else None
         self.calibration_data = Data(calibration_data, "calibration_data") if calibration_data is not None else None
         self.metric = "accuracy" if metric == "accuracy" else getattr(metric, "__name__", "metric")
-        self._metric_function: Metric = _accuracy if metric == "accuracy" else metric  # type: ignore[assignment]
+        self._metric_function: Metric = accuracy if metric == "accuracy" else metric  # type: ignore[assignment]
         self.mode = mode
         self._loss = loss or nn.functional.cross_entropy
         self._refuse_odd_classes()
@@ -130,18 +131,7 @@ class Task:
         if self._loss is not nn.functional.cross_entropy:
             return
         for name in ("train_data", "val_data"):
-            targets = getattr(self, name).targets
-            if targets is None or (targets.is_floating_point() and targets.dim() > 1):  # Shares of classes.
-                continue
-            if targets.dtype not in (torch.int64, torch.uint8):
-                raise ConfigError(
-                    f"{name}: targets of {targets.dtype} were given; "
-                    "allowed: classes of torch.int64, or a loss that takes others"
-                )
-            if len(odd := targets[(targets < 0) & (targets != IGNORED)]):
-                raise ConfigError(
-                    f"{name}: class {int(odd[0])} was given; allowed: 0 and up, and {IGNORED} for what has no label"
-                )
+            refuse_odd_classes(getattr(self, name), name)
 
     def _architectures(self) -> Architectures:
         return Architectures(self.model, self.build, self.architecture, self.example_inputs)
@@ -228,12 +218,7 @@ class Task:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The training loss of a batch, a scalar tensor; 0 where no sample has a label."""
-        unlabelled = _unlabelled(targets)
-        if not unlabelled.any():
-            return self._loss(outputs, targets)
-        if unlabelled.all():
-            return outputs.sum() * 0.0
-        return self._loss(outputs[~unlabelled], targets[~unlabelled])
+        return labelled_loss(self._loss, outputs, targets)
 
     def train_batches(self, seed: int) -> Iterator[Batch]:
         """One epoch of shuffled training batches."""
@@ -331,11 +316,7 @@ class Task:
             ConfigError: If a sample has no label.
             NonFiniteModelError: If an output is NaN or infinite.
         """
-        if missing := int(_unlabelled(targets).sum()):
-            raise ConfigError(
-                f"{missing} of {len(targets)} samples that are to be judged have no label (class {IGNORED}); "
-                "only training samples may lack one"
-            )
+        refuse_unlabelled(targets)
         if not torch.isfinite(outputs).all():
             raise NonFiniteModelError("the model's outputs are not finite")
         value = float(self._metric_function(outputs, targets))
@@ -410,23 +391,7 @@ class Task:
         return task
 
 
-def _unlabelled(targets: Tensor) -> Tensor:
-    """Which samples have no label, a mask; none where a target is more than a class."""
-    if targets.dim() != 1 or targets.is_floating_point():
-        return torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
-    return targets == IGNORED
-
-
 def _plain(model: nn.Module) -> nn.Module:
     from ray_nascomp.compression.plain_layers import with_plain_weights
 
     return with_plain_weights(model)
-
-
-def _accuracy(outputs: Tensor, targets: Tensor) -> float:
-    if outputs.shape[:-1] != targets.shape:
-        raise ConfigError(
-            f"metric: accuracy needs one class index for each row of logits; outputs of shape {tuple(outputs.shape)} "
-            f"and targets of shape {tuple(targets.shape)} were given"
-        )
-    return (outputs.argmax(dim=-1) == targets).float().mean().item()

@@ -126,10 +126,11 @@ def test_data_sets_with_named_classes_and_pairs_of_texts(tokenizer: Any) -> None
     assert task.train_data.head(4)[1].tolist() == [0, 1, 0, 1]
     for some in ([0, 1, None, -1], ["no", "yes", float("nan"), -1]):
         data = {"train": (texts, some * 3), "validation": (texts, some[:2] * 6)}
-        unlabelled = {"train": (texts, [None] * 12), "validation": (texts, labels)}
-        assert set(nc.HuggingFaceTask(model, unlabelled, processor=tokenizer).train_data.head(12)[1].tolist()) == {-100}
         task = nc.HuggingFaceTask(model, data, processor=tokenizer)
         assert task.train_data.head(4)[1].tolist() == [0, 1, -100, -100]
+    none = {"train": (texts, [None] * 12), "validation": (texts, labels)}
+    task = nc.HuggingFaceTask(model, none, processor=tokenizer)
+    assert set(task.train_data.head(12)[1].tolist()) == {-100}
 
 
 def test_words_carry_their_tag_on_the_first_token(tokenizer: Any) -> None:
