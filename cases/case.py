@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from baseline import Augment, Inputs, Split, rows_of
+from baseline import Augment, Inputs, Split, joined, rows_of
 from torch import nn
 
 import ray_nascomp as nc
@@ -24,7 +24,28 @@ class Splits:
     def first(self, train: int | None, val: int | None, test: int | None) -> Splits:
         """The first samples of each; None for all."""
         parts = ((self.train, train), (self.val, val), (self.test, test))
-        return Splits(*((rows_of(inputs, slice(count)), targets[:count]) for (inputs, targets), count in parts))
+        return Splits(*(_rows(part, slice(count)) for part, count in parts))
+
+    def fold(self, number: int) -> Splits:
+        """The same samples split otherwise, into as many of each; no two folds test on the same one.
+
+        Args:
+            number: Which of the folds; 0 is this split, and after the last one comes 0 again.
+        """
+        every = joined([self.test, self.val, self.train])
+        count, tested, held_out = len(every[1]), len(self.test[1]), len(self.test[1]) + len(self.val[1])
+        first = number % (count // tested) * tested
+        turned = joined([_rows(every, slice(first, None)), _rows(every, slice(first))])
+        return Splits(
+            train=_rows(turned, slice(held_out, None)),
+            val=_rows(turned, slice(tested, held_out)),
+            test=_rows(turned, slice(tested)),
+        )
+
+
+def _rows(split: Split, rows: slice) -> Split:
+    inputs, targets = split
+    return rows_of(inputs, rows), targets[rows]
 
 
 @dataclass(frozen=True)
@@ -102,6 +123,7 @@ class Case:
             samples; None for the original itself with the builder and the architecture above.
         space: Function from that task to what is searched; None for sparsities by group, and ranks and bits by layer.
         first: Function from that task to configs that the search begins with.
+        cross_validates: Whether each seed tests on another fold of the samples, where they have no test set of their own.
         unlabelled: Function (count) -> inputs without classes, if there are any: the teacher alone speaks of them.
         quality: What a search wants besides speed and few bytes. Where validation samples are few and all results
             learn from the original, the divergence from it tells more of them apart than accuracy does.
@@ -117,6 +139,7 @@ class Case:
     budget: Budget
     quick: Budget
     augments_original: bool = True
+    cross_validates: bool = False
     start: Callable[[nn.Module, Splits, Path], nc.Task] | None = None
     space: Callable[[nc.Task], dict[str, Any]] | None = None
     first: Callable[[nc.Task], list[dict[str, Any]]] | None = None

@@ -203,6 +203,7 @@ CASE = Case(
     architecture={},
     augment=augment,
     augments_original=False,
+    cross_validates=True,
     batch_size=32,
     start=start,
     space=space,

@@ -71,7 +71,10 @@ class Study:
     def splits(self) -> Splits:
         """The data."""
         count = self.budget.samples
-        return self.case.load(self._data).first(count, count, count)
+        splits = self.case.load(self._data)
+        if self.case.cross_validates:
+            splits = splits.fold(self.seed)
+        return splits.first(count, count, count)
 
     @cached_property
     def original(self) -> nn.Module:

@@ -166,6 +166,33 @@ def test_a_searchs_best_results_are_within_the_limits_and_best_by_what_the_case_
     assert found["accuracy"] == ["accurate", "close", "as close, smaller", "slow"]
 
 
+def test_folds_test_on_other_samples_and_share_none_between_their_parts(monkeypatch):
+    monkeypatch.syspath_prepend(CASES)
+    splits_of = importlib.import_module("case").Splits
+    numbers = torch.arange(23)
+    parts = [
+        ({"row": numbers[rows], "double": 2 * numbers[rows]}, -numbers[rows])
+        for rows in map(slice, (8, 5, 0), (23, 8, 5))
+    ]
+    splits = splits_of(*parts)
+    tested = []
+    for number in range(4):
+        fold = splits.fold(number)
+        found = [inputs["row"] for inputs, _ in (fold.train, fold.val, fold.test)]
+        assert [len(rows) for rows in found] == [15, 3, 5]
+        assert sorted(torch.cat(found).tolist()) == numbers.tolist()
+        for inputs, targets in (fold.train, fold.val, fold.test):
+            assert torch.equal(inputs["double"], 2 * inputs["row"])
+            assert torch.equal(targets, -inputs["row"])
+        tested += found[2].tolist()
+    assert tested == list(range(20))
+    for number in (0, 4):
+        assert all(
+            torch.equal(getattr(splits.fold(number), name)[1], getattr(splits, name)[1])
+            for name in ("train", "val", "test")
+        )
+
+
 def some_sentences() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tokens between 101 and 102, each another than all others, masks and lengths."""
     lengths = torch.tensor([3, 8, 12, 20] * 500)
