@@ -57,7 +57,7 @@ def run_session(session: onnxruntime.InferenceSession, inputs: Any, names: Seque
     Args:
         session: The session.
         inputs: A batch's inputs, as the model takes them.
-        names: Names of the file's inputs, in the order of the inputs.
+        names: Names of the file's inputs, in the order of the inputs; those of a dict have their own.
     """
     return session.run(None, _feed(session, inputs, names))[0]
 
@@ -219,8 +219,10 @@ def _torch_threads(threads: int) -> Iterator[None]:
 
 
 def _feed(session: onnxruntime.InferenceSession, inputs: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
-    tensors = tensors_of(inputs).values()
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
+    tensors = tensors_of(inputs)
+    if not isinstance(inputs, Mapping):
+        tensors = dict(zip(names, tensors.values(), strict=True))
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     # A file may lack an input that the model ignores, and take another precision than a float64 model.
     wanted = {entry.name: _TYPES.get(entry.type) for entry in session.get_inputs()}
     return {

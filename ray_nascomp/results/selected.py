@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs
 
 from ray_nascomp.errors import ConfigError
-from ray_nascomp.goals import Goal
+from ray_nascomp.goals import Goal, Objective
 from ray_nascomp.results.loading import TrialRecord
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ class SelectedModel:
         The plan starts again from the task's own weights, with the learning rate that suits the longer
         training (Bjorck et al. 2024, arXiv 2409.19913: it falls with the power 0.32 of the length). If
         the result breaks the goal's constraints where the trial's model did not, or if it is worse by
-        the task's metric, the trial's model is returned.
+        the goal's first objective that tells quality (the task's metric, its drop or the divergence; the
+        metric where there is none), the trial's model is returned.
 
         Args:
             epochs: Epochs of the training, 1 or more.
@@ -241,11 +242,18 @@ class SelectedModel:
         if self.goal.is_feasible(self.metrics) and not self.goal.is_feasible(refined):
             logger.warning("the trial's model is kept: the longer training broke the goal's constraints")
             return True
-        known, found = self.metrics[task.metric], refined[task.metric]
-        if task.drop(found, known) > 0:
-            logger.warning("the trial's model is kept: %s %.4g, %.4g after the training", task.metric, known, found)
+        wanted = self._quality_wanted(task)
+        known, found = (float(metrics[wanted.metric]) for metrics in (self.metrics, refined))
+        if found * wanted.sign > known * wanted.sign:
+            logger.warning("the trial's model is kept: %s %.4g, %.4g after the training", wanted.metric, known, found)
             return True
         return False
+
+    def _quality_wanted(self, task: Task) -> Objective:
+        """The goal's first objective that tells a model's quality; the task's metric where it has none."""
+        qualities = (task.metric, f"{task.metric}_drop", "divergence")
+        wanted = (objective for objective in self.goal.objectives if objective.metric in qualities)
+        return next(wanted, Objective(task.metric, mode=task.mode))
 
     def _task(self, task: Task | None) -> Task:
         from ray_nascomp.tasks.known import task_of

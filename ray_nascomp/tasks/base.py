@@ -19,9 +19,15 @@ from ray_nascomp.errors import ConfigError, NonFiniteModelError
 from ray_nascomp.model_spec import ModelSpec
 from ray_nascomp.tasks.architectures import Architectures, Build
 from ray_nascomp.tasks.calling import call, device_of, map_tensors, tensors_of
-from ray_nascomp.tasks.data import Batch, Data
+from ray_nascomp.tasks.data import Batch, Data, refuse_other_inputs
 from ray_nascomp.tasks.known import forget_task, note_copy, note_task
-from ray_nascomp.tasks.labels import accuracy, labelled_loss, refuse_odd_classes, refuse_unlabelled
+from ray_nascomp.tasks.labels import (
+    accuracy,
+    labelled_loss,
+    refuse_classes_beyond,
+    refuse_odd_classes,
+    refuse_unlabelled,
+)
 from ray_nascomp.tasks.padding import (
     batches_of_similar_length,
     ignores_padding,
@@ -41,6 +47,7 @@ _SMALL_MODEL = 5_000_000
 _COMPARED = 8
 """So many samples tell whether two tasks read them alike."""
 _DATA = ("train_data", "val_data", "test_data", "calibration_data")
+_TARGETED = ("train_data", "val_data")
 _CHANGEABLE = ("model", *_DATA, "build", "architecture", "batch_size", "original")
 
 
@@ -74,7 +81,8 @@ class Task:
         architectures: The networks that the builder makes, and the structure of each.
 
     Raises:
-        ConfigError: For empty data, an unknown metric, or a builder without dimensions.
+        ConfigError: For empty data, other inputs to train on than to validate on, an unknown metric, or a builder
+            without dimensions.
     """
 
     learning_rates: tuple[float, float] = (3e-4, 1e-2)
@@ -115,7 +123,7 @@ class Task:
         self._metric_function: Metric = accuracy if metric == "accuracy" else metric  # type: ignore[assignment]
         self.mode = mode
         self._loss = loss or nn.functional.cross_entropy
-        self._refuse_odd_classes()
+        self._check_data()
         self.build = build
         self.architecture = dict(architecture or {})
         self.batch_size = batch_size
@@ -127,11 +135,11 @@ class Task:
         self.architectures = self._architectures()
         note_task(self)
 
-    def _refuse_odd_classes(self) -> None:
-        if self._loss is not nn.functional.cross_entropy:
-            return
-        for name in ("train_data", "val_data"):
-            refuse_odd_classes(getattr(self, name), name)
+    def _check_data(self) -> None:
+        refuse_other_inputs(self.example_inputs, self.val_data.head(2)[0])
+        if self._loss is nn.functional.cross_entropy:
+            for name in _TARGETED:
+                refuse_odd_classes(getattr(self, name), name)
 
     def _architectures(self) -> Architectures:
         return Architectures(self.model, self.build, self.architecture, self.example_inputs)
@@ -141,14 +149,20 @@ class Task:
         """Inputs of two training samples."""
         return self.train_data.head(2)[0]
 
-    @property
+    @cached_property
     def spec(self) -> ModelSpec:
         """The structure of the task's own model.
 
         Raises:
             UntraceableModelError: If it does not run on its own inputs.
+            ConfigError: If it tells fewer classes apart than there are.
         """
-        return self.architectures.spec
+        spec = self.architectures.spec
+        if self._loss is nn.functional.cross_entropy:
+            outputs = self.predict(self.model)(self.example_inputs)
+            for name in _TARGETED:
+                refuse_classes_beyond(outputs, getattr(self, name), name)
+        return spec
 
     @cached_property
     def resolver(self) -> Resolver:
@@ -367,7 +381,7 @@ class Task:
         for name, value in changes.items():
             is_raw = name in _DATA and value is not None and not isinstance(value, Data)
             setattr(task, name, Data(value, name) if is_raw else value)
-        task._refuse_odd_classes()
+        task._check_data()
         task.model = _plain(task.model)
         task.architectures = task._architectures()
         note_task(task)
@@ -384,9 +398,6 @@ class Task:
         """
         task = self.with_changes(train_data=train_data)
         forget_task(task)
-        names, own = (sorted(tensors_of(each.example_inputs)) for each in (task, self))
-        if names != own:
-            raise ConfigError(f"train_data: the inputs {', '.join(names)} were given; allowed: {', '.join(own)}")
         vars(task)["fingerprint"] = self.fingerprint
         return task
 

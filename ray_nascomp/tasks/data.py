@@ -98,6 +98,20 @@ class Data:
         return _split(self._collate([self._dataset[int(i)] for i in indices]))
 
 
+def refuse_other_inputs(inputs: Any, known: Any) -> None:
+    """Raises a ConfigError if a model is trained on other inputs than it is judged on.
+
+    Args:
+        inputs: Inputs of training samples.
+        known: Inputs of validation samples.
+    """
+    given, allowed = (sorted(tensors_of(each)) for each in (inputs, known))
+    if given != allowed:
+        raise ConfigError(
+            f"train_data: the inputs {', '.join(given)} were given; allowed: {', '.join(allowed)}, as in val_data"
+        )
+
+
 def _split(batch: Any) -> Batch:
     if isinstance(batch, Mapping):
         for key in _TARGET_KEYS:

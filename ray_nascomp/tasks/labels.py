@@ -65,6 +65,23 @@ def refuse_odd_classes(data: Data, name: str) -> None:
         )
 
 
+def refuse_classes_beyond(outputs: Tensor, data: Data, name: str) -> None:
+    """Raises a ConfigError if a class at hand is none of those that the outputs tell apart.
+
+    Args:
+        outputs: Logits of some samples, shape `(samples, classes)`; of others nothing is said.
+        data: The samples.
+        name: What they are called in errors.
+    """
+    targets = data.targets
+    if outputs.dim() != 2 or targets is None or targets.dim() != 1:
+        return
+    if (largest := int(targets.max())) >= outputs.shape[1]:
+        raise ConfigError(
+            f"{name}: class {largest} was given; allowed: 0 to {outputs.shape[1] - 1}, what the model tells apart"
+        )
+
+
 def _unlabelled(targets: Tensor) -> Tensor:
     """Which samples have no label, a mask; none where a target is more than a class."""
     if targets.dim() != 1 or targets.is_floating_point():

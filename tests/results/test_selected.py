@@ -79,6 +79,12 @@ def test_the_chosen_plan_is_trained_on_further_samples(digits, digits_task, tmp_
     poor = replace(refined, metrics={**refined.metrics, "accuracy": 0.0, "accuracy_drop": 1.0})
     again = poor.refine(1, train_data=further, task=digits_task, progress=False)
     assert again.config["finetune"]["lr"] == refined.config["finetune"]["lr"]
+    # A goal that wants the original's outputs does not mind an accuracy that is worse by luck.
+    close = nc.Goal([nc.Objective("divergence", "min")])
+    far = replace(refined, goal=close, metrics={**refined.metrics, "accuracy": 1.0, "divergence": 9.0})
+    assert far.refine(1, task=digits_task, progress=False) is not far
+    near = replace(refined, goal=close, metrics={**refined.metrics, "accuracy": 0.0, "divergence": 0.0})
+    assert near.refine(1, task=digits_task, progress=False) is near
     with pytest.raises(ConfigError, match="train_data: the inputs a, b were given; allowed: input_0"):
         model.refine(1, train_data=({"a": images, "b": images}, labels), task=digits_task)
     # Nobody else finds the task of the further samples, though it is the same by what it judges.

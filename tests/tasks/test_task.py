@@ -58,6 +58,7 @@ def test_the_metric_is_over_all_samples_and_takes_any_function():
         ({"build": lambda architecture: PlainNet()}, "builder and its dimensions"),
         ({"batch_size": 0}, "batch_size"),
         ({"model": "resnet"}, "model: a str"),
+        ({"val_data": ({"y": X}, Y)}, "train_data: the inputs input_0 were given; allowed: y, as in val_data"),
     ],
 )
 def test_mistakes_are_named(arguments, says):
@@ -93,6 +94,39 @@ def test_targets_that_are_no_classes_are_refused_before_any_work(targets, says):
         nc.Task(PlainNet(), (X, targets), (X, Y))
     with pytest.raises(ConfigError, match=f"val_data: {says}"):
         nc.Task(PlainNet(), (X, Y), (X, Y)).with_changes(val_data=(X, targets))
+
+
+def test_a_class_that_the_model_does_not_know_is_refused_before_any_work():
+    beyond = Y.clone()
+    beyond[3] = 12
+    for parts, name in ((((X, beyond), (X, Y)), "train_data"), (((X, Y), (X, beyond)), "val_data")):
+        task = nc.Task(PlainNet(), *parts)
+        says = f"{name}: class 12 was given; allowed: 0 to 9, what the model tells apart"
+        with pytest.raises(ConfigError, match=says):
+            nc.compression_space(task)
+        with pytest.raises(ConfigError, match=says):
+            nc.compress(task, {})
+        with pytest.raises(ConfigError, match=says):
+            nc.compression_trainable(task, nc.Goal([nc.Objective("accuracy")]))
+
+
+def test_inputs_by_name_come_in_any_order():
+    class Difference(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(6, 3)
+
+        def forward(self, one, other):
+            return self.layer(one - 2 * other)
+
+    one, other, targets = torch.randn(20, 6), torch.randn(20, 6), torch.arange(20) % 3
+    network = Difference()
+    with torch.no_grad():
+        targets = network(one, other).argmax(1)
+    task = nc.Task(network, ({"one": one, "other": other}, targets), ({"other": other, "one": one}, targets))
+    step = nc.compress(task, {}, epochs=0)
+    assert step.metrics["accuracy"] == 1.0
+    assert step.metrics["divergence"] < 1e-9
 
 
 def test_calibration_comes_from_training_data_and_never_from_validation():
