@@ -91,7 +91,8 @@ $(CASES:%=%-full): $(INSTALLED)
 	$(BIN)/python cases/run.py $(subst -,_,$(@:case-%-full=%)) --data $(DATA) --full --seeds 0 1 2 $(CASE)
 
 case-tables: $(INSTALLED)
-	$(BIN)/python cases/tables.py $(wildcard cases/results/*.json) --into README.md docs/cases.md
+	$(BIN)/python cases/tables.py $(wildcard cases/results/*.json) --earlier $(wildcard cases/results/earlier/*.json) \
+		--into README.md docs/cases.md
 
 dist: $(INSTALLED)
 	$(PIP) --editable ".[release]"

@@ -29,12 +29,12 @@ LEAST_COUNTS = range(1, 6)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="where the data are")
-    parser.add_argument("--output", type=Path, default=Path("case_output"), help="the study's folder")
+    parser.add_argument("--output", type=Path, default=Path("case_output"), help="folder of the studies")
     parser.add_argument("--seed", type=int, default=0, help="the study's seed")
+    parser.add_argument("--quick", action="store_true", help="of a quick study")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
-    folder = arguments.output / CASE.name / f"seed{arguments.seed}"
-    rows = judged(Study(CASE, arguments.data, folder, arguments.seed, 1, False))
+    rows = judged(Study(CASE, arguments.data, arguments.output, arguments.seed, quick=arguments.quick))
     text = json.dumps({"case": CASE.name, "seed": arguments.seed, "forms": rows}, indent=1)
     print(text)
     if arguments.json:

@@ -42,14 +42,12 @@ def main() -> None:
         parser.error(f"--data: {arguments.data} is not there; docs/cases.md says where the data come from")
     case = importlib.import_module(arguments.case).CASE
     for seed in arguments.seeds:
-        name = f"{case.name}_quick" if arguments.quick else case.name
-        folder = arguments.output / name / f"seed{seed}"
-        study = Study(case, arguments.data, folder, seed, arguments.cores, arguments.quick)
+        study = Study(case, arguments.data, arguments.output, seed, arguments.cores, arguments.quick)
         if arguments.searches:
             from rivals import compare_searches
 
             print(f"hypervolume: {compare_searches(study)['hypervolume']}", flush=True)
-            print(f"figures {folder / 'searches.json'}", flush=True)
+            print(f"figures {study.folder / 'searches.json'}", flush=True)
             continue
         record = carry_out(study)
         if arguments.full:
@@ -59,7 +57,7 @@ def main() -> None:
         if arguments.time_again:
             record = time_again(study)
         show(record)
-        print(f"figures {folder / 'result.json'}\nreport  {folder / 'report.html'}", flush=True)
+        print(f"figures {study.folder / 'result.json'}\nreport  {study.folder / 'report.html'}", flush=True)
 
 
 def carry_out(study: Study) -> dict[str, Any]:

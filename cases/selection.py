@@ -29,14 +29,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", help="name of the case")
     parser.add_argument("--data", type=Path, default=Path(), help="where the data are")
-    parser.add_argument("--output", type=Path, default=Path("case_output"), help="the study's folder")
+    parser.add_argument("--output", type=Path, default=Path("case_output"), help="folder of the studies")
     parser.add_argument("--seed", type=int, default=0, help="the study's seed")
+    parser.add_argument("--quick", action="store_true", help="of a quick study")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     case = importlib.import_module(arguments.case).CASE
-    study = Study(
-        case, arguments.data, arguments.output / case.name / f"seed{arguments.seed}", arguments.seed, 1, False
-    )
+    study = Study(case, arguments.data, arguments.output, arguments.seed, quick=arguments.quick)
     figures = {"case": case.name, "seed": arguments.seed, **compare(study)}
     text = json.dumps(figures, indent=1)
     print(text)

@@ -52,20 +52,20 @@ class Study:
     Args:
         case: The case.
         data: Where its data are.
-        folder: Where all results go.
+        output: Where the folders of all studies are; what this one finds goes into its own, by case and seed.
         seed: Seed of the original and of the search.
         cores: Trials at a time, and threads of the original's training and of the chosen models'.
         quick: Whether to spend little.
     """
 
-    def __init__(self, case: Case, data: Path, folder: Path, seed: int, cores: int, quick: bool) -> None:
+    def __init__(self, case: Case, data: Path, output: Path, seed: int, cores: int = 1, quick: bool = False) -> None:
         self.case = case
-        self.folder = folder
+        self.folder = output / (f"{case.name}_quick" if quick else case.name) / f"seed{seed}"
         self.seed = seed
         self.cores = cores
         self.budget = case.quick if quick else case.budget
         self._data = data
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def splits(self) -> Splits:

@@ -21,14 +21,21 @@ END = "<!-- end of cases -->"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", help="files result.json and searches.json")
     parser.add_argument(
-        "results", type=Path, nargs="+", help="files result.json and searches.json, in the table's order"
+        "--earlier",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="the same of recipes of before; they stand apart, and not in the summary",
     )
     parser.add_argument("--into", type=Path, nargs="+", required=True, help="texts that get a table between its marks")
     arguments = parser.parse_args()
     records = [json.loads(path.read_text()) for path in arguments.results]
-    studies = [record for record in records if "models" in record]
-    tables = {SUMMARY: summary(studies), ALL: render(studies), SEARCHES: searches(records)}
+    earlier = [json.loads(path.read_text()) for path in arguments.earlier]
+    every = [*records, *({**record, "case": f"{record['case']}, earlier recipes"} for record in earlier)]
+    every.sort(key=lambda record: (record["case"], record["seed"]))
+    tables = {SUMMARY: summary(_studies(records)), ALL: render(_studies(every)), SEARCHES: searches(every)}
     for target in arguments.into:
         text = target.read_text()
         if END not in text or not any(begin in text for begin in tables):
@@ -37,6 +44,10 @@ def main() -> None:
             pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(END)}", re.DOTALL)
             text = pattern.sub(f"{begin}\n\n{table}\n\n{END}", text)
         target.write_text(text)
+
+
+def _studies(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if "models" in record]
 
 
 def summary(records: list[dict[str, Any]]) -> str:
@@ -92,7 +103,7 @@ def searches(records: list[dict[str, Any]]) -> str:
         records: What `run.py` has written, one of each case and seed; those with one search alone are left out.
     """
     lines = ["| case | joint | in sequence | Optuna's TPE |", "| --- " * 4 + "|"]
-    for record in sorted(records, key=lambda record: (record["case"], record["seed"])):
+    for record in records:
         volumes = record.get("hypervolume", {})
         if len(volumes) > 1:
             cells = (f"{volumes[name]:.3f}" if name in volumes else "" for name in ("joint", "sequence", "optuna"))

