@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ from ray_nascomp.pipeline.recipe import Recipe
 from ray_nascomp.pipeline.report import Measurement, infeasible_metrics, metrics_of
 from ray_nascomp.pipeline.reuse import KeptFile, Reuse
 from ray_nascomp.pipeline.snapshot import Snapshot
-from ray_nascomp.pipeline.training import Trainer
+from ray_nascomp.pipeline.training import OnProgress, Trainer
 from ray_nascomp.plan import CompressionPlan
 from ray_nascomp.tasks.base import Task
 
@@ -96,7 +96,7 @@ class CompressionRun:
         self._infeasible = False
         self._refused: str | None = None
         self.reuse = reuse
-        self.on_batch: Callable[[float], None] | None = None
+        self.on_progress: OnProgress | None = None
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -188,7 +188,8 @@ class CompressionRun:
     def _train_epoch(self, epoch: int, quantized: bool, text: str) -> measure.Simulation | None:
         """An epoch; returns the network under simulated integers where it was trained with them."""
         assert self.candidate is not None
-        self.trainer.on_batch = self.on_batch
+        if self.on_progress is not None:
+            self.trainer.on_progress = self.on_progress
         simulation = None
         if quantized:
             simulation = self._train_quantized(epoch)
@@ -342,7 +343,7 @@ def compress_steps(
     config: Mapping[str, Any],
     epochs: int = 8,
     goal: Goal | None = None,
-    on_batch: Callable[[float], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Iterator[Step]:
     """Carries out a config and yields after every step, for a loop that reports `step.metrics`.
 
@@ -351,13 +352,14 @@ def compress_steps(
         config: A config; keys outside the stages are ignored.
         epochs: Epochs of fine-tuning; there are `epochs + 1` steps.
         goal: What `score` is made from; the task's metric alone if absent.
-        on_batch: Function (epochs done, a fraction) -> None, called before each batch of fine-tuning.
+        on_progress: Function ("training", epochs that are done, a fraction), called before each batch of fine-tuning;
+            before that, where a teacher is asked about all samples once, ("teacher", share that it has read).
 
     Raises:
         ConfigError: If the config is not valid.
     """
     run = CompressionRun(task, config, epochs, goal)
-    run.on_batch = on_batch
+    run.on_progress = on_progress
     while not run.is_done:
         yield run.step()
 

@@ -7,8 +7,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from ray_nascomp.nni_adapter.evaluator import TrainingStep, to_device, weight_of
 from ray_nascomp.pipeline.precision import mixed_precision
 from ray_nascomp.plan import FinetuneStage
 from ray_nascomp.tasks.base import Task
-from ray_nascomp.tasks.calling import call, device_of
+from ray_nascomp.tasks.calling import batch_size_of, call, device_of
 from ray_nascomp.tasks.data import Batch
 
 _WARMUP_SHARE = 0.1
@@ -51,6 +50,14 @@ def with_longer_training(config: Mapping[str, Any], times: float) -> dict[str, A
     return {**config, "finetune": {**finetune, "lr": rate}}
 
 
+OnProgress = Callable[[Literal["teacher", "training"], float], None]
+"""Is told what is being done, and how much of it is done."""
+
+
+def _unseen(doing: str, done: float) -> None:
+    """Progress that nobody looks at."""
+
+
 class Trainer:
     """Trains a network, epoch by epoch, as a plan says.
 
@@ -66,7 +73,8 @@ class Trainer:
         epochs: Length of the whole training.
         masks: Layer name -> mask of its weight; masked weights stay zero.
         maps: What the layer-wise distillation has learned of its own, from epoch to epoch.
-        on_batch: Called before each batch with the epochs that are done, a fraction.
+        on_progress: Called before each batch with "training" and the epochs that are done, a fraction; before that,
+            where the teacher is asked about all samples once, with "teacher" and the share that it has read.
     """
 
     def __init__(
@@ -88,7 +96,7 @@ class Trainer:
         self._layerwise: LayerwiseDistillation | None = None
         self.maps: list[Tensor] = []
         self._indices: Tensor | None = None
-        self.on_batch: Callable[[float], None] | None = None
+        self.on_progress: OnProgress = _unseen
         self.optimizer_settings: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (
             torch.optim.AdamW,
             {"lr": stage.lr, "weight_decay": stage.weight_decay, "fused": True},
@@ -97,7 +105,7 @@ class Trainer:
     def seeded(self, seed: int) -> Trainer:
         """A trainer like this one, with another seed and nothing learned."""
         trainer = copy.copy(self)
-        trainer._seed, trainer.masks, trainer.maps, trainer.on_batch = seed, {}, [], None
+        trainer._seed, trainer.masks, trainer.maps, trainer.on_progress = seed, {}, [], _unseen
         return trainer
 
     def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
@@ -134,8 +142,7 @@ class Trainer:
                 if len(indices) == 1 and number > 0:
                     continue  # Batch normalisation cannot train on a single sample.
                 done = epoch + number / len(batches)
-                if self.on_batch is not None:
-                    self.on_batch(done)
+                self.on_progress("training", done)
                 rate = learning_rate(self._stage.lr, done / self.epochs)
                 optimizers = [optimizer] if maps is None else [optimizer, maps]
                 self._indices = indices
@@ -168,7 +175,7 @@ class Trainer:
         loss = self._task.loss(outputs, targets)
         if self._teacher is None:
             return loss
-        teacher = self._teacher.outputs(self._task, clean, self._indices).to(outputs.device)
+        teacher = self._teacher.outputs(self._task, clean, self._indices, self.on_progress).to(outputs.device)
         taught = distillation_loss(outputs.float(), teacher, targets, distill.temperature)
         if self._layerwise is not None:
             taught = taught + self._layerwise.loss(clean)
@@ -202,12 +209,24 @@ class _Teacher:
         self._macs = macs
         self._known: Tensor | None = None
 
-    def outputs(self, task: Task, inputs: object, indices: Tensor | None) -> Tensor:
+    def outputs(self, task: Task, inputs: object, indices: Tensor | None, on_progress: OnProgress) -> Tensor:
         if indices is None or not task.train_data.is_fixed:
             return self._predict(task, inputs)
         if self._known is None:  # Trials that end before they are trained never need it.
-            self._known, _ = task.outputs(partial(self._predict, task), task.train_data)
+            self._known = self._all_outputs(task, on_progress)
         return self._known[indices]
+
+    def _all_outputs(self, task: Task, on_progress: OnProgress) -> Tensor:
+        read = 0
+
+        def predict(inputs: object) -> Tensor:
+            nonlocal read
+            on_progress("teacher", read / len(task.train_data))
+            read += batch_size_of(inputs)
+            return self._predict(task, inputs)
+
+        outputs, _ = task.outputs(predict, task.train_data)
+        return outputs
 
     def _predict(self, task: Task, inputs: object) -> Tensor:
         with mixed_precision(device_of(task.teacher.model), task.teacher, self._macs):

@@ -19,9 +19,9 @@ from ray_nascomp.results.loading import TrialStatus, status_of
 
 if TYPE_CHECKING:
     from ray_nascomp.pipeline import Step
+    from ray_nascomp.pipeline.training import OnProgress
 
 _Item = TypeVar("_Item")
-OnBatch = Callable[[float], None]
 _FEWEST_FOR_ESTIMATE = 4
 _TRAINING = "training the chosen model"
 
@@ -131,54 +131,65 @@ def counted(items: Sequence[_Item], what: str, shown: bool) -> Iterator[_Item]:
     yield from track(items, what, console=console, disable=not (shown and has_bar))
 
 
-def tracked(start: Callable[[OnBatch], Iterable[Step]], count: int, metric: str) -> Iterator[Step]:
-    """Steps of a run, while a bar shows how far it is and how good the model is.
+def tracked(start: Callable[[OnProgress], Iterable[Step]], count: int, metric: str) -> Iterator[Step]:
+    """Steps of a run, while a bar shows what the teacher has read, how far the training is and how good the model.
 
     The bar is on stderr. Where that is no terminal, a line is written for each step, and one a minute in between; in a
     notebook it is a line in the cell's output.
 
     Args:
-        start: Function (what is to be called before each batch with the epochs done) -> the steps.
+        start: Function (what is to be called with all progress) -> the steps.
         count: How many steps there will be.
         metric: The metric to show.
     """
     with _display(count - 1) as show:
-        for number, step in enumerate(start(show)):
-            show(number, quality=f"{metric} {step.metrics[metric]:.4g}")
+        for number, step in enumerate(start(lambda doing, done: show(*_told(doing, done, count - 1)))):
+            quality = f"{metric} {step.metrics[metric]:.4g}"
+            show(number, f"epoch {number}/{count - 1}", quality)
             yield step
+
+
+def _told(doing: str, done: float, epochs: int) -> tuple[float, str]:
+    if doing == "teacher":
+        return 0.0, f"the teacher has read {done:.0%} of the samples"
+    return done, f"epoch {done:.2f}/{epochs}"
 
 
 @contextmanager
 def _display(epochs: int) -> Iterator[Callable[..., None]]:
-    """A function (epochs done, quality if it is new) that shows both, in whatever way suits the place."""
+    """A function (epochs done, that in words, quality if it is new) that shows it, in whatever way suits the place."""
     console = Console(stderr=True, highlight=False)
     if console.is_jupyter:
-        yield _lines(epochs, _notebook_cell(), every=1.0)
+        yield _lines(_notebook_cell(), every=1.0)
     elif not console.is_terminal:
-        yield _lines(epochs, lambda line: console.print(line, soft_wrap=True), every=60.0)
+        yield _lines(lambda line: console.print(line, soft_wrap=True), every=60.0)
     else:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("epoch {task.fields[epoch]}/{task.total}  {task.fields[quality]}"),
+            TextColumn("{task.fields[words]}  {task.fields[quality]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         )
         with Bar(*columns, console=console) as bar:
-            shown = bar.add_task(_TRAINING, total=epochs, epoch=0, quality="")
-            yield lambda done, **quality: bar.update(shown, completed=done, epoch=int(done), **quality)
+            shown = bar.add_task(_TRAINING, total=epochs, words="", quality="")
+
+            def show(done: float, words: str, quality: str | None = None) -> None:
+                new = {} if quality is None else {"quality": quality}
+                bar.update(shown, completed=done, words=words, **new)
+
+            yield show
 
 
-def _lines(epochs: int, write: Callable[[Text], None], every: float) -> Callable[..., None]:
+def _lines(write: Callable[[Text], None], every: float) -> Callable[..., None]:
     """Writes a line for each step, and after so many seconds in between."""
     known, written = "", time.monotonic()
 
-    def show(done: float, quality: str | None = None) -> None:
+    def show(done: float, words: str, quality: str | None = None) -> None:
         nonlocal known, written
         if quality is None and time.monotonic() - written < every:
             return
         known, written = quality or known, time.monotonic()
-        epoch = str(done) if quality else f"{done:.2f}"
-        write(Text(f"{_TRAINING}: epoch {epoch}/{epochs}  {known}"))
+        write(Text(f"{_TRAINING}: {words}  {known}"))
 
     return show
 

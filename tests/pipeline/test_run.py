@@ -143,6 +143,23 @@ def test_layers_of_32_bits_stay_in_floating_point(digits_task):
     assert "stem.0.weight_q" not in names
 
 
+def test_progress_tells_what_the_teacher_has_read_and_the_epochs_that_are_done(digits, digits_task):
+    told = []
+    task = digits_task.with_changes(batch_size=100)
+    steps = nc.compress_steps(
+        task, {"finetune": {"distill": {"weight": 0.5}}}, 2, on_progress=lambda *p: told.append(p)
+    )
+    assert len(list(steps)) == 3
+    taught = [done for doing, done in told if doing == "teacher"]
+    trained = [done for doing, done in told if doing == "training"]
+    count = len(digits["train"][1])
+    # Before the first batch is done with; the second epoch asks the teacher nothing.
+    assert [doing for doing, _ in told[:3]] == ["training", "teacher", "teacher"]
+    assert taught == pytest.approx([first / count for first in range(0, count, 100)])
+    batches = -(-count // 100)
+    assert trained == pytest.approx([number / batches for number in range(2 * batches)])
+
+
 def test_the_identity_plan_gives_the_tasks_own_model(digits, digits_task):
     step = nc.compress(digits_task, {}, epochs=0)
     outputs = run_session(make_session(step.artifact.content), digits["val"][0], digits_task.input_names)

@@ -98,11 +98,13 @@ def test_a_long_training_shows_how_far_it_is(capsys, monkeypatch, terminal):
     steps = [SimpleNamespace(metrics={"accuracy": value}) for value in (0.5, 0.75)]
     minutes, now = iter(range(100)), time.monotonic()
 
-    def start(on_batch):
+    def start(on_progress):
         yield steps[0]
         monkeypatch.setattr("ray_nascomp.results.progress.time.monotonic", lambda: now + 31 * next(minutes))
         for done in (0.0, 0.25, 0.5):
-            on_batch(done)
+            on_progress("teacher", done)
+        for done in (0.0, 0.5):
+            on_progress("training", done)
         monkeypatch.undo()
         yield steps[1]
 
@@ -111,6 +113,7 @@ def test_a_long_training_shows_how_far_it_is(capsys, monkeypatch, terminal):
     assert "epoch 1/1  accuracy 0.75" in shown.err
     is_lines = terminal == "0"
     assert ("epoch 0/1  accuracy 0.5\n" in shown.err) == is_lines
+    assert ("the teacher has read 50% of the samples  accuracy 0.5\n" in shown.err) == is_lines
     assert ("epoch 0.50/1  accuracy 0.5\n" in shown.err) == is_lines
     assert shown.out == ""
 
