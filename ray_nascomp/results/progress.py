@@ -171,11 +171,12 @@ def _display(epochs: int) -> Iterator[Callable[..., None]]:
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         )
         with Bar(*columns, console=console) as bar:
-            shown = bar.add_task(_TRAINING, total=epochs, words="", quality="")
+            shown, known = bar.add_task(_TRAINING, total=epochs, words="", quality=""), ""
 
-            def show(done: float, words: str, quality: str | None = None) -> None:
-                new = {} if quality is None else {"quality": quality}
-                bar.update(shown, completed=done, words=words, **new)
+            def show(done: float, words: str, quality: str = "") -> None:
+                nonlocal known
+                known = quality or known
+                bar.update(shown, completed=done, words=words, quality=known)
 
             yield show
 
@@ -184,9 +185,9 @@ def _lines(write: Callable[[Text], None], every: float) -> Callable[..., None]:
     """Writes a line for each step, and after so many seconds in between."""
     known, written = "", time.monotonic()
 
-    def show(done: float, words: str, quality: str | None = None) -> None:
+    def show(done: float, words: str, quality: str = "") -> None:
         nonlocal known, written
-        if quality is None and time.monotonic() - written < every:
+        if not quality and time.monotonic() - written < every:
             return
         known, written = quality or known, time.monotonic()
         write(Text(f"{_TRAINING}: {words}  {known}"))
