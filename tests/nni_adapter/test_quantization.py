@@ -109,7 +109,7 @@ def test_nnis_own_lsq_plus_loses_every_positive_weight(digits_task):
     quantizer.compress(None, 1)
     scales = quantizer.get_calibration_config()["head"]["weight"]
     assert scales["zero_point"].item() == pytest.approx(127, abs=0.01)
-    assert scales["scale"].item() == pytest.approx(0.01, rel=1e-3)
+    assert scales["scale"].item() == pytest.approx(0.01, rel=1e-2)
     assert network.head.weight.max() < 1e-3
 
 
