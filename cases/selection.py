@@ -27,7 +27,7 @@ DRAWS = 400
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", help="name of the case")
+    parser.add_argument("case", help="name of the case, one that tells classes")
     parser.add_argument("--data", type=Path, default=Path(), help="where the data are")
     parser.add_argument("--output", type=Path, default=Path("case_output"), help="folder of the studies")
     parser.add_argument("--seed", type=int, default=0, help="the study's seed")

@@ -81,8 +81,9 @@ def test_a_quick_study_ends_with_figures_and_a_report(tmp_path, case):
             assert len(rows) == 5
             assert rows[0] < 5000
         assert min(row["divergence"] for row in forms) > 0
-    if case == "dates":
-        output = run("selection.py", case, "--quick", "--output", tmp_path / "out", folder=tmp_path)
+    if case == "speech_transformer":
+        arguments = (case, "--quick", "--data", DATA[case], "--output", tmp_path / "out")
+        output = run("selection.py", *arguments, folder=tmp_path)
         figures = json.loads(output)
         assert len(figures["trials"]) == figures["results"] >= 1
         judged = figures["accuracy on the other half"]
