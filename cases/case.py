@@ -122,7 +122,7 @@ class Case:
         start: Function (original, splits, path to the data) -> the task that is searched, with all training
             samples; None for the original itself with the builder and the architecture above.
         space: Function from that task to what is searched; None for sparsities by group, and ranks and bits by layer.
-        first: Function from that task to configs that the search begins with.
+        first: Function from that task to configs that all searches begin with.
         cross_validates: Whether each seed tests on another fold of the samples, which have no test set of their own.
         unlabelled: Function (count) -> inputs without classes, if there are any: the teacher alone speaks of them.
         quality: What a search wants besides speed and few bytes. Where validation samples are few and all results

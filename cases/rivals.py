@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Domain
+from ray.tune.utils import flatten_dict
 from study import Study
 
 import ray_nascomp as nc
@@ -49,23 +51,34 @@ def sequence_search(study: Study) -> nc.Results:
         fixed = {key: start[key] if key in start and key not in stage else space[key] for key in space}
         searched = {key: _merged(space[key], fixed[key]) for key in space}
         share = max(1, left // (len(_STAGES) - number))
-        results = study.search(folder, partial(_stage_searcher, study, searched), searched, share)
+        results = study.search(folder, partial(_stage_searcher, study, searched, stage), searched, share)
         left -= len(results)
         (best,) = study.best_of(results, 1)
         start = {**start, **{key: best.config[key] for key in stage if key in best.config}}
     return results
 
 
-def _stage_searcher(study: Study, space: Mapping[str, Any]) -> HybridSearch:
+def _stage_searcher(study: Study, space: Mapping[str, Any], stage: Sequence[str]) -> HybridSearch:
     """The joint search's own searcher; limits on known costs that no config here keeps are left to a later stage."""
     costs = nc.CostModel(study.task)
-    probe = HybridSearch(study.goal, costs, seed=study.seed)
-    probe.set_search_properties(None, None, dict(space))
-    if probe.suggest("probe") != Searcher.FINISHED:
-        return HybridSearch(study.goal, costs, seed=study.seed)
     known = costs({})
-    measured = [constraint for constraint in study.goal.constraints if constraint.metric not in known]
-    return HybridSearch(nc.Goal(study.goal.objectives, measured), costs, seed=study.seed)
+    kept: list[nc.Constraint] = []
+    for constraint in study.goal.constraints:
+        goal = nc.Goal(study.goal.objectives, [*kept, constraint])
+        if constraint.metric not in known or _has_config(HybridSearch(goal, costs, seed=study.seed), space):
+            kept.append(constraint)
+    first: list[dict[str, Any]] = []
+    for config in study.first:
+        part = {key: config[key] for key in stage if key in config}
+        if part and part not in first:
+            first.append(part)
+    goal = nc.Goal(study.goal.objectives, kept)
+    return HybridSearch(goal, costs, seed=study.seed, points_to_evaluate=first or None)
+
+
+def _has_config(searcher: HybridSearch, space: Mapping[str, Any]) -> bool:
+    searcher.set_search_properties(None, None, dict(space))
+    return searcher.suggest("probe") != Searcher.FINISHED
 
 
 def _merged(domains: Any, values: Any) -> Any:
@@ -76,11 +89,15 @@ def _merged(domains: Any, values: Any) -> Any:
 
 
 def optuna_search(study: Study) -> nc.Results:
-    """Optuna's sampler (TPE) on the same space; it sees the score that every trial reports."""
+    """Optuna's sampler (TPE) on the same space, with the same first configs; it sees the score that trials report."""
     (folder,) = _FOLDERS["optuna"]
+    searched = {path for path, value in flatten_dict(study.space).items() if isinstance(value, Domain)}
+    first = [
+        {path: value for path, value in flatten_dict(config).items() if path in searched} for config in study.first
+    ]
     return study.search(
         folder,
-        lambda: OptunaSearch(metric="score", mode="max", seed=study.seed),
+        lambda: OptunaSearch(metric="score", mode="max", seed=study.seed, points_to_evaluate=first or None),
         study.space,
         study.budget.trials,
     )

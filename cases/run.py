@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("case_output"), help="folder (default: case_output)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds, one study each (default: 0)")
     parser.add_argument("--cores", type=int, default=2, help="trials at a time (default: 2)")
+    parser.add_argument("--trials", type=int, help="trials of each search instead of the case's own number")
     parser.add_argument("--quick", action="store_true", help="a small study, to see that all works")
     parser.add_argument("--time-again", action="store_true", help="times the files of a finished study once more")
     extent = parser.add_mutually_exclusive_group()
@@ -40,9 +42,13 @@ def main() -> None:
         parser.error(f"--data: {arguments.case} needs data; docs/cases.md says where they come from")
     if not arguments.data.exists():
         parser.error(f"--data: {arguments.data} is not there; docs/cases.md says where the data come from")
+    if arguments.trials is not None and arguments.trials < 1:
+        parser.error(f"--trials: {arguments.trials} was given, 1 or more are allowed")
     case = importlib.import_module(arguments.case).CASE
     for seed in arguments.seeds:
         study = Study(case, arguments.data, arguments.output, seed, arguments.cores, arguments.quick)
+        if arguments.trials is not None:
+            study.budget = replace(study.budget, trials=arguments.trials)
         if arguments.searches:
             from rivals import compare_searches
 

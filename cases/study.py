@@ -173,6 +173,11 @@ class Study:
         ranks = dict.fromkeys(self.task.spec.factorisable_names, tune.choice([0.25, 0.5, 1.0]))
         return {**space, "low_rank": {"rank": ranks, "round_to": 8}}
 
+    @cached_property
+    def first(self) -> list[dict[str, Any]]:
+        """Configs that all searches begin with."""
+        return [] if self.case.first is None else self.case.first(self.task)
+
     def tuner(self, name: str, searcher: Any, space: Mapping[str, Any], trials: int) -> tune.Tuner:
         """A search in its own folder; one that was stopped goes on.
 
@@ -205,8 +210,7 @@ class Study:
 
     def searcher(self) -> HybridSearch:
         """Evolution and Bayesian optimisation with shared results."""
-        first = self.case.first(self.task) if self.case.first is not None else None
-        return HybridSearch(self.goal, nc.CostModel(self.task), seed=self.seed, points_to_evaluate=first)
+        return HybridSearch(self.goal, nc.CostModel(self.task), seed=self.seed, points_to_evaluate=self.first or None)
 
     def joint_search(self) -> nc.Results:
         """The search of all at once."""

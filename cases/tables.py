@@ -1,6 +1,7 @@
 """The tables of case studies, from the raw results: `python tables.py RESULT.json... --into README.md docs/cases.md`.
 
-A text gets what it has marks for: the summary, the mean of all seeds; each seed's figures; the searches' hypervolumes.
+A text gets what it has marks for: the summary, the mean of all seeds; each seed's figures; what is lost and won of
+all seeds' samples; the searches' hypervolumes.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy.stats import binomtest
 
 SUMMARY = "<!-- summary of cases: made by make case-tables -->"
 ALL = "<!-- cases: made by make case-tables -->"
+PAIRED = "<!-- paired samples of cases: made by make case-tables -->"
 SEARCHES = "<!-- searches of cases: made by make case-tables -->"
 END = "<!-- end of cases -->"
 
@@ -35,7 +38,12 @@ def main() -> None:
     earlier = [json.loads(path.read_text()) for path in arguments.earlier]
     every = [*records, *({**record, "case": f"{record['case']}, earlier recipes"} for record in earlier)]
     every.sort(key=lambda record: (record["case"], record["seed"]))
-    tables = {SUMMARY: summary(_studies(records)), ALL: render(_studies(every)), SEARCHES: searches(every)}
+    tables = {
+        SUMMARY: summary(_studies(records)),
+        ALL: render(_studies(every)),
+        PAIRED: paired(_studies(every)),
+        SEARCHES: searches(every),
+    }
     for target in arguments.into:
         text = target.read_text()
         if END not in text or not any(begin in text for begin in tables):
@@ -60,20 +68,27 @@ def summary(records: list[dict[str, Any]]) -> str:
         "| case | model | seeds | test accuracy | points lost | fewer parameters | fewer bytes | faster at batch 1 |",
         "| --- " * 8 + "|",
     ]
-    for case in dict.fromkeys(record["case"] for record in records):
-        studies = [record for record in records if record["case"] == case]
-        for model in dict.fromkeys(name for study in studies for name in study["models"]):
-            found = [study["models"][model] for study in studies if model in study["models"]]
-            table = pd.DataFrame(found)
-            mean, points = table.mean(numeric_only=True), 100 * table["drop"]
-            before = mean["accuracy"] + mean["drop"]
-            spread = f" ({points.min():.2f} to {points.max():.2f})" if len(found) > 1 else ""
-            lines.append(
-                f"| {case} | {model} | {len(found)} | {before:.2%}, then {mean['accuracy']:.2%} "
-                f"| {points.mean():.2f}{spread} | {1 - mean['params_share']:.1%} | {1 - mean['bytes_share']:.1%} "
-                f"| {mean['speedup_batch1_threads1']:.1f}x |"
-            )
+    for (case, model), found in _by_model(records).items():
+        table = pd.DataFrame([figures for _, figures in found])
+        mean, points = table.mean(numeric_only=True), 100 * table["drop"]
+        before = mean["accuracy"] + mean["drop"]
+        spread = f" ({points.min():.2f} to {points.max():.2f})" if len(found) > 1 else ""
+        lines.append(
+            f"| {case} | {model} | {len(found)} | {before:.2%}, then {mean['accuracy']:.2%} "
+            f"| {points.mean():.2f}{spread} | {1 - mean['params_share']:.1%} | {1 - mean['bytes_share']:.1%} "
+            f"| {mean['speedup_batch1_threads1']:.1f}x |"
+        )
     return "\n".join(lines)
+
+
+def _by_model(records: list[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """(case, model) -> the studies that have the model, each with the model's figures."""
+    found: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for case in dict.fromkeys(record["case"] for record in records):
+        for record in (record for record in records if record["case"] == case):
+            for model, figures in record["models"].items():
+                found.setdefault((case, model), []).append((record, figures))
+    return found
 
 
 def render(records: list[dict[str, Any]]) -> str:
@@ -93,6 +108,31 @@ def render(records: list[dict[str, Any]]) -> str:
         lines.append(_row(case, "the original in torch", original, "torch_ms", None))
         lines.append(_row(case, "the original in ONNX Runtime", original, "ms", None))
         lines += [_row(case, name, model, "ms", original) for name, model in record["models"].items()]
+    return "\n".join(lines)
+
+
+def paired(records: list[dict[str, Any]]) -> str:
+    """Which test samples one of two models alone gets right, of all seeds of each case, as a table in Markdown.
+
+    The interval is that of the difference given how many samples tell the two apart (Wilson's, of the share lost).
+    Seeds that test on the same samples count as if they were others.
+
+    Args:
+        records: What `run.py` has written, one of each case and seed.
+    """
+    lines = [
+        "| case | model | seeds | samples | lost | won | points lost (95% interval) | McNemar's p |",
+        "| --- " * 8 + "|",
+    ]
+    for (case, model), found in _by_model(records).items():
+        samples = sum(record["test_samples"] for record, _ in found)
+        lost, won = (sum(figures[key] for _, figures in found) for key in ("lost", "won"))
+        points = "0.00 | 1.00"
+        if apart := lost + won:
+            test = binomtest(lost, apart)
+            low, high = (100 * (2 * share - 1) * apart / samples for share in test.proportion_ci(method="wilson"))
+            points = f"{100 * (lost - won) / samples:.2f} ({low:.2f} to {high:.2f}) | {test.pvalue:.2f}"
+        lines.append(f"| {case} | {model} | {len(found)} | {samples:,} | {lost} | {won} | {points} |")
     return "\n".join(lines)
 
 

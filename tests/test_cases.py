@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from networks import PlainNet
+from ray import tune
 
 import ray_nascomp as nc
 
@@ -106,13 +107,18 @@ def test_a_study_is_not_done_twice_and_gets_its_rows_in_the_table(tmp_path):
 
     text = tmp_path / "README.md"
     marks = "<!-- {}: made by make case-tables -->\nold\n<!-- end of cases -->\n"
-    summary, every, searches = (marks.format(name) for name in ("summary of cases", "cases", "searches of cases"))
-    text.write_text(f"before\n{summary}between\n{every}{searches}after\n")
+    names = ("summary of cases", "cases", "paired samples of cases", "searches of cases")
+    summary, *others = (marks.format(name) for name in names)
+    text.write_text(f"before\n{summary}between\n{''.join(others)}after\n")
     first["hypervolume"] = {"joint": 0.75, "sequence": 0.5}
     (folder / "result.json").write_text(json.dumps(first))
     run("tables.py", folder / "result.json", "--into", text, folder=tmp_path)
     assert "old" not in text.read_text()
     assert "| speech, seed 0 | 0.750 | 0.500 |  |" in text.read_text()
+    assert (
+        f"| speech | ray-nascomp | 1 | {first['test_samples']} | {chosen['lost']} | {chosen['won']} |"
+        in text.read_text()
+    )
     means, every = text.read_text().split("between")
     assert f"| {1 - chosen['params_share']:.1%} | {1 - chosen['bytes_share']:.1%} |" in means
     assert f"{chosen['params']:,}" in every
@@ -320,14 +326,66 @@ def test_copies_of_sentences_have_some_tokens_of_others_between_their_own_ends(m
     assert torch.equal(copies["attention_mask"], mask)
 
 
+def test_what_is_lost_and_won_is_added_up_over_the_seeds(monkeypatch):
+    monkeypatch.syspath_prepend(CASES)
+    paired = importlib.import_module("tables").paired
+    of_seeds = [{"ours": (77, 80), "same": (0, 0)}, {"ours": (73, 77)}, {"ours": (94, 84)}]
+    records = [
+        {
+            "case": "language",
+            "test_samples": 2000,
+            "models": {name: {"lost": lost, "won": won} for name, (lost, won) in models.items()},
+        }
+        for models in of_seeds
+    ]
+    assert paired(records).splitlines()[2:] == [
+        "| language | ours | 3 | 6,000 | 244 | 241 | 0.05 (-0.67 to 0.77) | 0.93 |",
+        "| language | same | 1 | 2,000 | 0 | 0 | 0.00 | 1.00 |",
+    ]
+
+
+def test_other_searches_begin_with_the_same_configs(monkeypatch, digits_task):
+    monkeypatch.syspath_prepend(CASES)
+    rivals = importlib.import_module("rivals")
+    names = list(digits_task.spec.quantizable_names)
+    bits = {name: nc.bits([4, 8]) for name in names}
+    space = {
+        "finetune": {"lr": tune.loguniform(1e-4, 1e-2)},
+        "quantize": {"method": tune.choice(["ptq", "qat"]), "bits": bits},
+    }
+    wanted = {"finetune": {"lr": 3e-3}, "quantize": {"method": "ptq", "bits": {**dict.fromkeys(names, 4), names[0]: 8}}}
+    found = []
+    study = SimpleNamespace(
+        task=digits_task,
+        goal=nc.Goal([nc.Objective("accuracy")]),
+        seed=0,
+        space=space,
+        first=[wanted, wanted],
+        budget=SimpleNamespace(trials=1),
+        search=lambda name, make, space, trials: found.append(make()),
+    )
+    rivals.optuna_search(study)
+    found += [rivals._stage_searcher(study, space, stage) for stage in (("quantize",), ("architecture",))]
+    optuna, bits_stage, other_stage = found
+    for searcher in found:
+        searcher.set_search_properties("accuracy", "max", space)
+    assert optuna.suggest("first") == wanted
+    assert bits_stage.suggest("first")["quantize"] == wanted["quantize"]
+    # The same point twice is tried once; of another stage's keys nothing is taken.
+    assert bits_stage.suggest("second")["quantize"] != wanted["quantize"]
+    assert other_stage.suggest("first")["quantize"] != wanted["quantize"]
+
+
 def test_a_stage_that_cannot_keep_to_a_limit_alone_is_searched_without_it(monkeypatch, digits_task):
     monkeypatch.syspath_prepend(str(CASES))
     rivals = importlib.import_module("rivals")
     space = {"quantize": {"bits": {name: nc.bits([4, 8]) for name in digits_task.spec.quantizable_names}}}
     measured, size = nc.Constraint("accuracy_drop", "<=", 0.1), nc.Constraint("size_ratio", ">=", 2)
-    for known, kept in ((size, (measured, size)), (nc.Constraint("params", "<=", 10), (measured,))):
-        goal = nc.Goal([nc.Objective("accuracy")], [measured, known])
-        searcher = rivals._stage_searcher(SimpleNamespace(task=digits_task, goal=goal, seed=0), space)
+    few = nc.Constraint("params", "<=", 10)
+    for known, kept in (([size], (measured, size)), ([few], (measured,)), ([few, size], (measured, size))):
+        goal = nc.Goal([nc.Objective("accuracy")], [measured, *known])
+        study = SimpleNamespace(task=digits_task, goal=goal, seed=0, first=[])
+        searcher = rivals._stage_searcher(study, space, ("quantize",))
         assert searcher.goal.constraints == kept
         searcher.set_search_properties(None, None, space)
         assert searcher.suggest("first")["quantize"]
