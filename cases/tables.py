@@ -131,7 +131,8 @@ def paired(records: list[dict[str, Any]]) -> str:
         if apart := lost + won:
             test = binomtest(lost, apart)
             low, high = (100 * (2 * share - 1) * apart / samples for share in test.proportion_ci(method="wilson"))
-            points = f"{100 * (lost - won) / samples:.2f} ({low:.2f} to {high:.2f}) | {test.pvalue:.2f}"
+            p_value = f"{test.pvalue:.2f}" if test.pvalue >= 0.005 else "< 0.01"
+            points = f"{100 * (lost - won) / samples:.2f} ({low:.2f} to {high:.2f}) | {p_value}"
         lines.append(f"| {case} | {model} | {len(found)} | {samples:,} | {lost} | {won} | {points} |")
     return "\n".join(lines)
 
