@@ -34,13 +34,13 @@ from torch import Tensor, nn
 
 from ray_nascomp.compression.smooth import ALPHAS
 from ray_nascomp.compression.static import calibrate_layers, calibrate_weights, quantize_linear
-from ray_nascomp.deployment.axes import sequence_axes
 from ray_nascomp.deployment.compact import compact
 from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.exporters import Exporter
 from ray_nascomp.deployment.qdq import insert_quantization
 from ray_nascomp.deployment.runtime import make_session, measure_latency, run_session
 from ray_nascomp.nni_adapter.quantization import Calibration
+from ray_nascomp.tasks.axes import sequence_axes
 
 NAMES = ("input_ids", "attention_mask")
 SHAPES = ((1, 32), (1, 128), (8, 32), (8, 128))

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ray_nascomp.compression.attention import Attention, attentions_left_whole, find_attentions
+from ray_nascomp.compression.constants import layers_of_constants
 from ray_nascomp.compression.fold import foldable_pairs
 from ray_nascomp.compression.graph import ChannelGraph, build_graph, modules_with_tied_weights, whole_graph
 from ray_nascomp.compression.low_rank import factorisable_layers
@@ -186,6 +187,7 @@ def _layers(
     factorisable = factorisable_layers(model).keys() - set(whole)
     folds = {norm: conv for conv, norm in foldable_pairs(model, example_inputs)}
     making_weights = convolutions_making_weights(model, example_inputs)
+    constant = layers_of_constants(model, example_inputs)
     layers = []
     for name, module in model.named_modules():
         if not _is_layer(module) or next(module.parameters(recurse=False), None) is None:
@@ -199,8 +201,9 @@ def _layers(
             in_groups=graph.in_groups.get(name, ()),
             in_positions=run.in_positions.get(name, 0),
             folds_into=folds.get(name),
-            factorisable=positions > 0 and name in factorisable,
+            factorisable=positions > 0 and name in factorisable and name not in constant,
             makes_weight=name in making_weights,
+            is_constant=name in constant,
         )
         layers.append(layer)
     return layers

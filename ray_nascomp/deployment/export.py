@@ -11,13 +11,13 @@ import onnx
 import torch
 from torch import nn
 
-from ray_nascomp.deployment.axes import Axes, batch_axes, resized, sequence_axes
 from ray_nascomp.deployment.exporters import Exporter, exporters_for
 from ray_nascomp.deployment.runtime import make_session, run_session
 from ray_nascomp.deployment.scaling import insert_scales, without_scales
 from ray_nascomp.deployment.sharing import share_weights
 from ray_nascomp.deployment.templates import Build, Template, Templates
 from ray_nascomp.errors import NonFiniteModelError
+from ray_nascomp.tasks.axes import Axes, batch_axes, resized, sequence_axes
 from ray_nascomp.tasks.calling import call, map_tensors, tensors_of
 
 _TOLERANCE = 1e-3

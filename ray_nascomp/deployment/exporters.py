@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ray_nascomp.deployment.axes import Axes
 from ray_nascomp.deployment.hard_activations import name_hard_activations
 from ray_nascomp.deployment.lookups import look_up_tables
 from ray_nascomp.deployment.padding import fold_padding
 from ray_nascomp.deployment.pooling import use_global_pooling
 from ray_nascomp.deployment.sharing import without_copies
+from ray_nascomp.tasks.axes import Axes
 from ray_nascomp.tasks.calling import OutputTensor, call, tensors_of
 
 OPSET = 18

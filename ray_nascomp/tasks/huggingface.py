@@ -310,7 +310,7 @@ def _load(model: Any, kind: Kind, names: list[str] | None) -> Any:
         return copy.deepcopy(model) if getattr(model.config, "use_cache", False) else model
     config = transformers.AutoConfig.from_pretrained(str(model))
     changes: dict[str, Any] = {}
-    if names is not None and not set(names) <= set(config.label2id):
+    if names is not None and not set(names) <= set(_own_label_ids(config)):
         changes = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     network = getattr(transformers, kind.auto_class).from_pretrained(str(model), **changes)
     loaded: nn.Module = network.eval()
@@ -318,11 +318,17 @@ def _load(model: Any, kind: Kind, names: list[str] | None) -> Any:
 
 
 def _label_ids(config: Any, names: list[str] | None) -> dict[str, int]:
-    if names is None or set(names) <= set(config.label2id):
-        return dict(config.label2id)
+    own = _own_label_ids(config)
+    if names is None or set(names) <= set(own):
+        return own
     if len(names) > config.num_labels:
         raise ConfigError(f"model: its head has {config.num_labels} classes, the data has {len(names)}")
     return {name: i for i, name in enumerate(names)}
+
+
+def _own_label_ids(config: Any) -> dict[str, int]:
+    """Those of the config; some kinds, such as PVT's, come without, and get the names that the others have."""
+    return dict(config.label2id or {f"LABEL_{number}": number for number in range(config.num_labels)})
 
 
 def _load_processor(source: str, kind: Kind) -> Any:

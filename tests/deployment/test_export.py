@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from ray_nascomp.deployment.axes import resized, sequence_axes
 from ray_nascomp.deployment.export import export_onnx
 from ray_nascomp.deployment.exporters import exporters_for
 from ray_nascomp.deployment.runtime import make_session, run_session
+from ray_nascomp.tasks.axes import resized, sequence_axes
 
 
 class Tagger(nn.Module):

@@ -10,12 +10,12 @@ import ray_nascomp as nc
 from ray_nascomp.compression.attention import find_attentions, remove_heads
 from ray_nascomp.compression.smooth import smooth
 from ray_nascomp.deployment import export
-from ray_nascomp.deployment.axes import sequence_axes
 from ray_nascomp.deployment.compact import compact
 from ray_nascomp.deployment.exporters import exporters_for
 from ray_nascomp.deployment.runtime import make_session, run_session
 from ray_nascomp.deployment.scaling import without_scales
 from ray_nascomp.deployment.templates import Build, Template, Templates
+from ray_nascomp.tasks.axes import sequence_axes
 
 NAMES = ("input_ids", "attention_mask")
 

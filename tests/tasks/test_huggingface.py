@@ -249,6 +249,23 @@ def test_images_and_encoded_data_are_taken(tmp_path: Any) -> None:
     assert task.train_data.head(2)[1].tolist() == [0, 1]
 
 
+def test_a_config_without_names_of_classes_gets_the_usual_ones() -> None:
+    import transformers
+
+    sizes = {
+        "image_size": 32,
+        "hidden_sizes": [8, 8, 8, 8],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 1, 1],
+    }
+    config = transformers.PvtConfig(num_labels=3, **sizes)
+    assert config.label2id is None
+    data = {"pixel_values": torch.randn(4, 3, 32, 32)}, torch.tensor([0, 1, 2, 1])
+    model = transformers.PvtForImageClassification(config).eval()
+    task = nc.HuggingFaceTask(model, {"train": data, "validation": data}, kind="image_classification")
+    assert task.spec.prunable_names
+
+
 def test_a_folder_tells_kind_and_tokenizer_and_gets_a_head_for_the_classes(tokenizer: Any, tmp_path: Any) -> None:
     model, _ = make("bert", num_labels=2)
     model.save_pretrained(tmp_path / "two")
