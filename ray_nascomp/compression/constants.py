@@ -23,7 +23,7 @@ def layers_of_constants(model: nn.Module, example_inputs: Any) -> frozenset[str]
     """
     shapes = _shapes(model, example_inputs)
     try:
-        others = _shapes(model, map_tensors(example_inputs, lambda tensor: torch.cat([tensor, tensor[:1]])))
+        others = _shapes(model, map_tensors(example_inputs, lambda tensor: torch.cat([tensor, tensor])))
     except Exception:  # Whatever a model raises for a batch that it does not take.
         return frozenset()
     constant = {name for name, own in shapes.items() if others.get(name) == own}
@@ -38,7 +38,7 @@ def _shapes(model: nn.Module, inputs: Any) -> dict[str, list[torch.Size]]:
     shapes: dict[str, list[torch.Size]] = {}
 
     def note(name: str, output: Any) -> None:
-        if isinstance(output, Tensor):
+        if isinstance(output, Tensor) and output.numel():
             shapes.setdefault(name, []).append(output.shape)
 
     handles = [

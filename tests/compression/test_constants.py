@@ -45,6 +45,24 @@ def test_layers_that_read_a_table_are_told_from_those_that_read_the_input() -> N
     assert layers_of_constants(Tokens().eval(), torch.randint(0, 50, (2, 12))) == set()
 
 
+def test_experts_for_some_samples_alone_do_not_read_constants() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Linear(8, 2) for _ in range(3)])
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            chosen = (inputs[:, 0] > 0).long()
+            outputs = torch.zeros(len(inputs), 2)
+            for number, expert in enumerate(self.experts):
+                outputs[chosen == number] = expert(inputs[chosen == number])
+            return outputs
+
+    inputs = torch.ones(2, 8)
+    inputs[1] = -1
+    assert layers_of_constants(Experts().eval(), inputs) == set()
+
+
 def test_a_model_that_takes_one_number_of_samples_alone_has_none() -> None:
     class Fixed(Tokens):
         def forward(self, ids: Tensor) -> Tensor:
