@@ -143,12 +143,13 @@ def searches(records: list[dict[str, Any]]) -> str:
     Args:
         records: What `run.py` has written, one of each case and seed; those with one search alone are left out.
     """
-    lines = ["| case | joint | in sequence | Optuna's TPE |", "| --- " * 4 + "|"]
+    lines = ["| case | trials of the joint one | joint | in sequence | Optuna's TPE |", "| --- " * 5 + "|"]
     for record in records:
         volumes = record.get("hypervolume", {})
         if len(volumes) > 1:
+            trials = record["trials"]["joint"] if isinstance(record["trials"], dict) else record["trials"]
             cells = (f"{volumes[name]:.3f}" if name in volumes else "" for name in ("joint", "sequence", "optuna"))
-            lines.append(f"| {record['case']}, seed {record['seed']} | {' | '.join(cells)} |")
+            lines.append(f"| {record['case']}, seed {record['seed']} | {trials} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -114,7 +114,7 @@ def test_a_study_is_not_done_twice_and_gets_its_rows_in_the_table(tmp_path):
     (folder / "result.json").write_text(json.dumps(first))
     run("tables.py", folder / "result.json", "--into", text, folder=tmp_path)
     assert "old" not in text.read_text()
-    assert "| speech, seed 0 | 0.750 | 0.500 |  |" in text.read_text()
+    assert f"| speech, seed 0 | {first['trials']} | 0.750 | 0.500 |  |" in text.read_text()
     assert (
         f"| speech | ray-nascomp | 1 | {first['test_samples']} | {chosen['lost']} | {chosen['won']} |"
         in text.read_text()
