@@ -41,8 +41,8 @@ class LayerSpec:
         origin: Name that the layer's values have in configs; that of the layer which it is a factor of.
         makes_weight: Whether it multiplies by what it makes of its weight, such as a standardised one, which has
             no integers then.
-        is_constant: Whether what it multiplies is the same whatever the model's inputs are, such as a table of
-            positions. Exported files have the product, so that a rank or bits would change nothing.
+        is_constant: Whether a linear layer or convolution is given the same whatever the model's inputs are, such as a
+            table of positions. Exported files may have the product in its place: it gets neither a rank nor bits.
     """
 
     name: str
@@ -69,9 +69,9 @@ class LayerSpec:
     @property
     def is_quantizable(self) -> bool:
         """Whether bits can be given for the layer: where it multiplies, and for tables and recurrent layers."""
-        multiplies = self.is_compressible and not self.makes_weight
-        is_used = self.kind in ("embedding", "recurrent") and self.positions > 0
-        return (multiplies or is_used) and not self.is_constant
+        return (self.is_compressible and not self.makes_weight and not self.is_constant) or (
+            self.kind in ("embedding", "recurrent") and self.positions > 0
+        )
 
     @property
     def config_name(self) -> str:

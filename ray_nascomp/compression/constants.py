@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ray_nascomp.compression.patches import CONVOLUTIONS
 from ray_nascomp.tasks.axes import resized, sequence_axes
 from ray_nascomp.tasks.calling import call, map_tensors
 
 
 def layers_of_constants(model: nn.Module, example_inputs: Any) -> frozenset[str]:
-    """Names of the layers that give as much however many samples there are, and however long they are.
+    """Names of linear layers and convolutions that give as much however many samples there are, and however long.
 
     Args:
         model: The model in evaluation mode.
@@ -34,7 +35,7 @@ def layers_of_constants(model: nn.Module, example_inputs: Any) -> frozenset[str]
 
 
 def _shapes(model: nn.Module, inputs: Any) -> dict[str, list[torch.Size]]:
-    """Shapes of what each layer with a weight gives, call by call."""
+    """Shapes of what each such layer gives, call by call."""
     shapes: dict[str, list[torch.Size]] = {}
 
     def note(name: str, output: Any) -> None:
@@ -44,7 +45,7 @@ def _shapes(model: nn.Module, inputs: Any) -> dict[str, list[torch.Size]]:
     handles = [
         module.register_forward_hook(lambda _module, _inputs, output, name=name: note(name, output))
         for name, module in model.named_modules()
-        if getattr(module, "weight", None) is not None
+        if isinstance(module, (nn.Linear, *CONVOLUTIONS))
     ]
     try:
         with torch.no_grad():

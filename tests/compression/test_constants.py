@@ -9,19 +9,17 @@ from ray_nascomp.compression.constants import layers_of_constants
 
 
 class Table(nn.Module):
-    """Adds to each place what a layer makes of a table, and what another looks up."""
+    """Adds to each place what a layer makes of a table."""
 
     def __init__(self, length: int, features: int = 16) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.randn(length, features, generator=torch.Generator().manual_seed(0)))
         self.of_table = nn.Linear(features, 2 * features)
-        self.places = nn.Embedding(length, 2 * features)
         self.of_input = nn.Linear(8, 2 * features)
         self.head = nn.Linear(2 * features, 2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        places = self.of_table(self.table) + self.places(torch.arange(len(self.table)))
-        return self.head((self.of_input(inputs) + places).relu().mean(1))
+        return self.head((self.of_input(inputs) + self.of_table(self.table)).relu().mean(1))
 
 
 class Tokens(nn.Module):
@@ -40,7 +38,7 @@ class Tokens(nn.Module):
 
 
 def test_layers_that_read_a_table_are_told_from_those_that_read_the_input() -> None:
-    assert layers_of_constants(Table(6).eval(), torch.randn(2, 6, 8)) == {"of_table", "places"}
+    assert layers_of_constants(Table(6).eval(), torch.randn(2, 6, 8)) == {"of_table"}
     # Of another length it would be another table: files with a free length compute it.
     assert layers_of_constants(Tokens().eval(), torch.randint(0, 50, (2, 12))) == set()
 
