@@ -20,17 +20,17 @@ def layers_of_constants(model: nn.Module, example_inputs: Any) -> frozenset[str]
         example_inputs: Inputs that it runs on, batch first.
 
     Returns:
-        None of them where the model takes no other number of samples than that of the example.
+        None of them where the model does not run on another number of samples, or on other lengths at once.
     """
     shapes = _shapes(model, example_inputs)
     try:
         others = _shapes(model, map_tensors(example_inputs, lambda tensor: torch.cat([tensor, tensor])))
-    except Exception:  # Whatever a model raises for a batch that it does not take.
+        constant = {name for name, own in shapes.items() if others.get(name) == own}
+        if constant and (axes := sequence_axes(model, example_inputs)) is not None:
+            others = _shapes(model, resized(example_inputs, axes))
+            constant = {name for name in constant if others.get(name) == shapes[name]}
+    except Exception:  # Whatever a model raises for a batch or lengths that it does not take.
         return frozenset()
-    constant = {name for name, own in shapes.items() if others.get(name) == own}
-    if constant and (axes := sequence_axes(model, example_inputs)) is not None:
-        others = _shapes(model, resized(example_inputs, axes))
-        constant = {name for name in constant if others.get(name) == shapes[name]}
     return frozenset(constant)
 
 
