@@ -145,7 +145,7 @@ CASE = Case(
         final_epochs=10,
         final_copies=3,
         variants=1,
-        limits=Limits(params=0.15, size=0.04, speedup=5.5, drop=0.15, equal=0.001),
+        limits=Limits(params=0.15, size=0.04, speedup=5.5, drop=0.05, equal=0.001),
     ),
     quick=Budget(
         samples=1000,

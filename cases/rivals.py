@@ -17,6 +17,7 @@ from study import Study
 import ray_nascomp as nc
 from ray_nascomp.builders import gentle_config
 from ray_nascomp.pareto import normalised_hypervolume
+from ray_nascomp.results.loading import TrialRecord
 from ray_nascomp.searchers import HybridSearch
 
 _STAGES = (("architecture",), ("prune", "low_rank"), ("quantize",))
@@ -25,17 +26,39 @@ _FOLDERS = {
     "sequence": tuple(f"sequence_{number}" for number in range(len(_STAGES))),
     "optuna": ("optuna",),
 }
+_TOLD = ("accuracy", "divergence", "params", "size_ratio", "speedup")
 
 
 def compare_searches(study: Study) -> dict[str, Any]:
-    """Carries out all searches and keeps their hypervolumes; nothing is trained to its end, or tested."""
-    record: dict[str, Any] = {"case": study.case.name, "seed": study.seed, "trials": {}}
+    """Carries out all searches and keeps what came of each; nothing is trained to its end, or tested."""
+    record: dict[str, Any] = {"case": study.case.name, "seed": study.seed, "trials": {}, "found": {}}
     for name, search in (("joint", Study.joint_search), ("sequence", sequence_search), ("optuna", optuna_search)):
         search(study)
-        record["trials"][name] = sum(len(nc.Results(study.folder / folder, study.goal)) for folder in _FOLDERS[name])
+        trials = _trials(study, name)
+        record["trials"][name] = len(trials)
+        record["found"][name] = _found(study.goal, trials)
         record["hypervolume"] = hypervolumes(study)
         (study.folder / "searches.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _trials(study: Study, name: str) -> list[TrialRecord]:
+    return [trial for folder in _FOLDERS[name] for trial in nc.Results(study.folder / folder, study.goal).trials]
+
+
+def _found(goal: nc.Goal, trials: Sequence[TrialRecord]) -> dict[str, Any]:
+    """How many results are within the limits, the one of them with the best outputs, and the minutes of all trials."""
+    within = _within(goal, trials)
+    best = min(within, key=lambda trial: goal.losses(trial.metrics)[0], default=None)
+    return {
+        "within": len(within),
+        "best": {key: best.metrics[key] for key in _TOLD if key in best.metrics} if best else None,
+        "minutes": sum(trial.metrics.get("time_total_s", 0.0) for trial in trials) / 60,
+    }
+
+
+def _within(goal: nc.Goal, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return [trial for trial in trials if trial.status == "completed" and goal.is_feasible(trial.metrics)]
 
 
 def sequence_search(study: Study) -> nc.Results:
@@ -110,12 +133,7 @@ def hypervolumes(study: Study) -> dict[str, float]:
     """
     goal = study.goal
     losses = {
-        name: [
-            goal.losses(trial.metrics)
-            for folder in folders
-            for trial in nc.Results(study.folder / folder, goal).trials
-            if trial.status == "completed" and goal.is_feasible(trial.metrics)
-        ]
+        name: [goal.losses(trial.metrics) for trial in _within(goal, _trials(study, name))]
         for name, folders in _FOLDERS.items()
         if all(study.is_searched(folder) for folder in folders)
     }

@@ -297,7 +297,9 @@ def _layers(layer: nn.Module, weights: list[Tensor]) -> list[nn.Module]:
                 made = nn.Embedding(weight.shape[0], weight.shape[1], padding_idx=layer.padding_idx)
             else:
                 made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        made.weight = nn.Parameter(weight.to(original).contiguous(), requires_grad=original.requires_grad)
+        made.weight = nn.Parameter(
+            weight.to(original).clone(memory_format=torch.contiguous_format), requires_grad=original.requires_grad
+        )
         layers.append(made)
     if bias is not None:
         layers[-1].bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)

@@ -8,6 +8,7 @@ from nni.compression.base.target_space import TargetSpace
 from nni.compression.pruning.tools import sparse_gen
 
 _original = sparse_gen._generate_dependency_sparsity
+_ratio_mask = sparse_gen._ratio_mask
 
 
 def mend_groups_of_mixed_layers() -> None:
@@ -16,6 +17,11 @@ def mend_groups_of_mixed_layers() -> None:
     A metric has one value a channel, whatever the number of further dimensions of size one.
     """
     sparse_gen._generate_dependency_sparsity = _of_flat_metrics
+
+
+def mend_order_in_memory() -> None:
+    """Lets single weights of convolutions with channels last in memory be masked: NNI calls `view` on their metrics."""
+    sparse_gen._ratio_mask = lambda metric, *settings, **named: _ratio_mask(metric.contiguous(), *settings, **named)
 
 
 def mend_copied_settings() -> None:

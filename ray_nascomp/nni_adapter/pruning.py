@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ray_nascomp.errors import ConfigError
 from ray_nascomp.model_spec import GroupSpec, ModelSpec
 from ray_nascomp.nni_adapter.evaluator import make_evaluator, no_training, register_subclasses, train_on
-from ray_nascomp.nni_adapter.mends import mend_groups_of_mixed_layers
+from ray_nascomp.nni_adapter.mends import mend_groups_of_mixed_layers, mend_order_in_memory
 from ray_nascomp.nni_adapter.pruning_targets import GroupCounts, Masks, decisive_layers, group_entries, read_removed
 from ray_nascomp.nni_adapter.slim import AlignedSlimPruner
 from ray_nascomp.pruners import CHANNEL_METHODS, WEIGHT_METHODS, check_method
@@ -34,6 +34,7 @@ from ray_nascomp.tasks.base import Task
 from ray_nascomp.tasks.data import Batch
 
 mend_groups_of_mixed_layers()
+mend_order_in_memory()
 
 _STEPS = {"taylor": 16, "slim": 32, "movement": 32, "movement_level": 32}
 """Training steps of the methods that look at data; the others look at the weights alone."""

@@ -21,6 +21,7 @@ from ray_nascomp.nni_adapter.fused import fused_compression
 from ray_nascomp.nni_adapter.pruning import channels_to_remove, weight_masks
 from ray_nascomp.nni_adapter.scales import Calibration
 from ray_nascomp.nni_adapter.scheduled import scheduled_pruning, scheduled_weight_masks
+from ray_nascomp.pipeline.memory_format import is_faster_channels_last
 from ray_nascomp.pipeline.recipe import Recipe
 from ray_nascomp.pipeline.training import Trainer
 from ray_nascomp.plan import CompressionPlan
@@ -141,7 +142,7 @@ def carry_out(candidate: Candidate, task: Task, stage: str, costs: CostModel, tr
         InfeasibleError: If it cannot be carried out.
     """
     if stage == "prune":
-        _prune(candidate, task, costs.removed(candidate.plan), trainer.seeded(seed), seed)
+        _prune(candidate, task, costs.removed(candidate.plan), trainer.for_pruning(seed), seed)
     elif stage == "low_rank":
         _factorise(candidate, task, costs.ranks(candidate.plan))
     else:
@@ -229,7 +230,7 @@ def _prune(candidate: Candidate, task: Task, counts: Mapping[str, int], trainer:
             task,
             groups,
             candidate.bits,
-            **_training(trainer, task),
+            **_training(trainer, task, network),
             prune_method=method,
             quantize_method=plan.quantize.method,
             distill_weight=plan.finetune.distill.weight,
@@ -238,7 +239,7 @@ def _prune(candidate: Candidate, task: Task, counts: Mapping[str, int], trainer:
         network.load_state_dict(fused.state)
     elif plan.prune.schedule != "one_shot":
         chosen, state = scheduled_pruning(
-            network, task, method, plan.prune.schedule, groups, **_training(trainer, task), spec=spec
+            network, task, method, plan.prune.schedule, groups, **_training(trainer, task, network), spec=spec
         )
         network.load_state_dict(state)
     elif method in registry.registered("pruner"):
@@ -278,14 +279,15 @@ def _weight_masks(candidate: Candidate, task: Task, trainer: Trainer, seed: int)
     if prune.schedule == "one_shot":
         return weight_masks(candidate.network, task, sparsity, prune.method, seed)
     masks, state = scheduled_weight_masks(
-        candidate.network, task, prune.method, prune.schedule, sparsity, **_training(trainer, task)
+        candidate.network, task, prune.method, prune.schedule, sparsity, **_training(trainer, task, candidate.network)
     )
     candidate.network.load_state_dict(state)
     return masks
 
 
-def _training(trainer: Trainer, task: Task) -> dict[str, Any]:
-    """An epoch of the plan's own training, as scheduled pruners take it."""
+def _training(trainer: Trainer, task: Task, network: nn.Module) -> dict[str, Any]:
+    """An epoch of the plan's own training of a copy of the network, as scheduled pruners take it."""
+    trainer.is_channels_last = is_faster_channels_last(network, task)
     batches = -(-len(task.train_data) // task.batch_size)
     return {
         "train": lambda model, optimizer, step: trainer.epoch(model, optimizer, 0, step),

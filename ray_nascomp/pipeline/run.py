@@ -20,12 +20,13 @@ from ray_nascomp.nni_adapter.output_forms import OutputForm
 from ray_nascomp.pipeline import measure
 from ray_nascomp.pipeline.candidate import Candidate, make_candidate
 from ray_nascomp.pipeline.memory import return_freed_memory
+from ray_nascomp.pipeline.memory_format import is_faster_channels_last
 from ray_nascomp.pipeline.prepare import Prepared, prepare, prepare_for_training, training_session
 from ray_nascomp.pipeline.recipe import Recipe
 from ray_nascomp.pipeline.report import Measurement, infeasible_metrics, metrics_of
 from ray_nascomp.pipeline.reuse import KeptFile, Reuse
 from ray_nascomp.pipeline.snapshot import Snapshot
-from ray_nascomp.pipeline.training import OnProgress, Trainer
+from ray_nascomp.pipeline.training import OnProgress, Trainer, unseen
 from ray_nascomp.plan import CompressionPlan
 from ray_nascomp.tasks.base import Task
 
@@ -96,7 +97,7 @@ class CompressionRun:
         self._infeasible = False
         self._refused: str | None = None
         self.reuse = reuse
-        self.on_progress: OnProgress | None = None
+        self.on_progress: OnProgress = unseen
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -115,7 +116,9 @@ class CompressionRun:
             InfeasibleError: If the plan cannot be carried out.
         """
         macs, whole = (self.costs.of_plan(plan)["macs"] for plan in (self.plan, CompressionPlan()))
-        return Trainer(self.task, self.plan.finetune, max(1, self.epochs), self.recipe.training_seed, macs, whole)
+        trainer = Trainer(self.task, self.plan.finetune, max(1, self.epochs), self.recipe.training_seed, macs, whole)
+        trainer.on_progress = self.on_progress
+        return trainer
 
     @property
     def is_done(self) -> bool:
@@ -188,13 +191,11 @@ class CompressionRun:
     def _train_epoch(self, epoch: int, quantized: bool, text: str) -> measure.Simulation | None:
         """An epoch; returns the network under simulated integers where it was trained with them."""
         assert self.candidate is not None
-        if self.on_progress is not None:
-            self.trainer.on_progress = self.on_progress
-        simulation = None
+        network, simulation = self.candidate.network, None
+        self.trainer.is_channels_last = is_faster_channels_last(network, self.task)
         if quantized:
             simulation = self._train_quantized(epoch)
         else:
-            network = self.candidate.network
             self.optimizer = self.optimizer or self.trainer.make_optimizer(network)
             self.trainer.epoch(network, self.optimizer, epoch)
         if self.reuse is not None:
@@ -343,7 +344,7 @@ def compress_steps(
     config: Mapping[str, Any],
     epochs: int = 8,
     goal: Goal | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = unseen,
 ) -> Iterator[Step]:
     """Carries out a config and yields after every step, for a loop that reports `step.metrics`.
 
@@ -353,7 +354,8 @@ def compress_steps(
         epochs: Epochs of fine-tuning; there are `epochs + 1` steps.
         goal: What `score` is made from; the task's metric alone if absent.
         on_progress: Function ("training", epochs that are done, a fraction), called before each batch of fine-tuning;
-            before that, where a teacher is asked about all samples once, ("teacher", share that it has read).
+            before that ("pruning", share that is done) while scheduled pruning trains, and where a teacher is asked
+            about all samples once, ("teacher", share that it has read).
 
     Raises:
         ConfigError: If the config is not valid.

@@ -17,6 +17,7 @@ from ray_nascomp.compression.distill import distillation_loss
 from ray_nascomp.errors import NonFiniteModelError
 from ray_nascomp.nni_adapter.distillation import LayerwiseDistillation
 from ray_nascomp.nni_adapter.evaluator import TrainingStep, to_device, weight_of
+from ray_nascomp.pipeline.memory_format import channels_last, is_faster_channels_last
 from ray_nascomp.pipeline.precision import mixed_precision
 from ray_nascomp.plan import FinetuneStage
 from ray_nascomp.tasks.base import Task
@@ -50,11 +51,11 @@ def with_longer_training(config: Mapping[str, Any], times: float) -> dict[str, A
     return {**config, "finetune": {**finetune, "lr": rate}}
 
 
-OnProgress = Callable[[Literal["teacher", "training"], float], None]
+OnProgress = Callable[[Literal["teacher", "pruning", "training"], float], None]
 """Is told what is being done, and how much of it is done."""
 
 
-def _unseen(doing: str, done: float) -> None:
+def unseen(doing: str, done: float) -> None:
     """Progress that nobody looks at."""
 
 
@@ -73,8 +74,10 @@ class Trainer:
         epochs: Length of the whole training.
         masks: Layer name -> mask of its weight; masked weights stay zero.
         maps: What the layer-wise distillation has learned of its own, from epoch to epoch.
-        on_progress: Called before each batch with "training" and the epochs that are done, a fraction; before that,
-            where the teacher is asked about all samples once, with "teacher" and the share that it has read.
+        is_channels_last: Whether the network trains with channels last in memory (see `is_faster_channels_last`).
+        on_progress: Called before each batch with "training" and the epochs that are done, a fraction, or while
+            scheduled pruning trains with "pruning" and the share of it; before that, where the teacher is asked about
+            all samples once, with "teacher" and the share that it has read.
     """
 
     def __init__(
@@ -95,17 +98,19 @@ class Trainer:
         self._teacher = _teacher_of(task, teacher_macs) if stage.distill.weight else None
         self._layerwise: LayerwiseDistillation | None = None
         self.maps: list[Tensor] = []
+        self.is_channels_last = False
         self._indices: Tensor | None = None
-        self.on_progress: OnProgress = _unseen
+        self.on_progress: OnProgress = unseen
         self.optimizer_settings: tuple[type[torch.optim.Optimizer], dict[str, Any]] = (
             torch.optim.AdamW,
             {"lr": stage.lr, "weight_decay": stage.weight_decay, "fused": True},
         )
 
-    def seeded(self, seed: int) -> Trainer:
-        """A trainer like this one, with another seed and nothing learned."""
+    def for_pruning(self, seed: int) -> Trainer:
+        """A trainer like this one for scheduled pruning, with another seed and nothing learned."""
         trainer = copy.copy(self)
-        trainer._seed, trainer.masks, trainer.maps, trainer.on_progress = seed, {}, [], _unseen
+        trainer._seed, trainer.masks, trainer.maps = seed, {}, []
+        trainer.on_progress = lambda doing, done: self.on_progress("pruning" if doing == "training" else doing, done)
         return trainer
 
     def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
@@ -136,7 +141,8 @@ class Trainer:
         # Wrapping changes the order of parameters, and with it the last digit of the norm.
         ordered = [parameter for _, parameter in sorted(network.named_parameters())]
         network.train()
-        with torch.random.fork_rng(), self._layerwise_distillation(network) as maps:
+        in_memory = channels_last(network, self.is_channels_last, optimizer)
+        with torch.random.fork_rng(), in_memory, self._layerwise_distillation(network) as maps:
             torch.manual_seed(seed)
             for number, indices in enumerate(batches):
                 if len(indices) == 1 and number > 0:
@@ -225,7 +231,9 @@ class _Teacher:
             read += batch_size_of(inputs)
             return self._predict(task, inputs)
 
-        outputs, _ = task.outputs(predict, task.train_data)
+        model = task.teacher.model
+        with channels_last(model, is_faster_channels_last(model, task.teacher)):
+            outputs, _ = task.outputs(predict, task.train_data)
         return outputs
 
     def _predict(self, task: Task, inputs: object) -> Tensor:

@@ -132,7 +132,7 @@ def counted(items: Sequence[_Item], what: str, shown: bool) -> Iterator[_Item]:
 
 
 def tracked(start: Callable[[OnProgress], Iterable[Step]], count: int, metric: str) -> Iterator[Step]:
-    """Steps of a run, while a bar shows what the teacher has read, how far the training is and how good the model.
+    """Steps of a run, while a bar shows how far teacher, pruning and training are, and how good the model is.
 
     The bar is on stderr. Where that is no terminal, a line is written for each step, and one a minute in between; in a
     notebook it is a line in the cell's output.
@@ -152,6 +152,8 @@ def tracked(start: Callable[[OnProgress], Iterable[Step]], count: int, metric: s
 def _told(doing: str, done: float, epochs: int) -> tuple[float, str]:
     if doing == "teacher":
         return 0.0, f"the teacher has read {done:.0%} of the samples"
+    if doing == "pruning":
+        return 0.0, f"{done:.0%} of the pruning"
     return done, f"epoch {done:.2f}/{epochs}"
 
 

@@ -160,6 +160,17 @@ def test_progress_tells_what_the_teacher_has_read_and_the_epochs_that_are_done(d
     assert trained == pytest.approx([number / batches for number in range(2 * batches)])
 
 
+def test_progress_tells_how_far_scheduled_pruning_is(digits, digits_task):
+    told = []
+    config = {"prune": {"method": "l1_norm", "schedule": "agp", "sparsity": {"*": 0.5}}}
+    task = digits_task.with_changes(batch_size=100)
+    assert len(list(nc.compress_steps(task, config, 1, on_progress=lambda *p: told.append(p)))) == 2
+    batches = -(-len(digits["train"][1]) // 100)
+    passed = [number / batches for number in range(batches)]
+    assert [doing for doing, _ in told] == ["pruning"] * batches + ["training"] * batches
+    assert [done for _, done in told] == pytest.approx([*passed, *passed])
+
+
 def test_the_identity_plan_gives_the_tasks_own_model(digits, digits_task):
     step = nc.compress(digits_task, {}, epochs=0)
     outputs = run_session(make_session(step.artifact.content), digits["val"][0], digits_task.input_names)

@@ -103,6 +103,8 @@ def test_a_long_training_shows_how_far_it_is(capsys, monkeypatch, terminal):
         monkeypatch.setattr("ray_nascomp.results.progress.time.monotonic", lambda: now + 31 * next(minutes))
         for done in (0.0, 0.25, 0.5):
             on_progress("teacher", done)
+        for done in (0.0, 0.25):
+            on_progress("pruning", done)
         for done in (0.0, 0.5):
             on_progress("training", done)
         monkeypatch.undo()
@@ -114,6 +116,7 @@ def test_a_long_training_shows_how_far_it_is(capsys, monkeypatch, terminal):
     is_lines = terminal == "0"
     assert ("epoch 0/1  accuracy 0.5\n" in shown.err) == is_lines
     assert ("the teacher has read 50% of the samples  accuracy 0.5\n" in shown.err) == is_lines
+    assert ("25% of the pruning  accuracy 0.5\n" in shown.err) == is_lines
     assert ("epoch 0.50/1  accuracy 0.5\n" in shown.err) == is_lines
     assert shown.out == ""
 
