@@ -143,9 +143,13 @@ def test_what_one_would_do_instead_is_put_beside_it(tmp_path):
 @pytest.mark.minutes
 @pytest.mark.timeout(1800)
 def test_the_searches_alone_can_be_compared(tmp_path):
-    run("run.py", "dates", "--quick", "--searches", "--output", tmp_path, folder=tmp_path)
+    run("run.py", "dates", "--quick", "--searches", "--trials", "3", "--output", tmp_path, folder=tmp_path)
     record = json.loads((tmp_path / "dates_quick" / "seed0" / "searches.json").read_text())
-    assert record["trials"] == {"joint": 2, "sequence": 3, "optuna": 2}
+    assert record["trials"] == {"joint": 3, "sequence": 3, "optuna": 3}
+    for found in record["found"].values():
+        assert 0 <= found["within"] <= 3
+        assert (found["best"] is None) == (found["within"] == 0)
+        assert found["minutes"] > 0
     assert record["hypervolume"].keys() == {"joint", "sequence", "optuna"}
     assert not (tmp_path / "dates_quick" / "seed0" / "result.json").exists()
 
