@@ -143,14 +143,15 @@ def searches(records: list[dict[str, Any]]) -> str:
     Args:
         records: What `run.py` has written, one of each case and seed; those with one search alone are left out.
     """
-    lines = ["| case | trials of the joint one | joint | in sequence | Optuna's TPE |", "| --- " * 5 + "|"]
+    rows: dict[str, str] = {}  # A study's result.json and its searches.json may both tell of its searches.
     for record in records:
         volumes = record.get("hypervolume", {})
         if len(volumes) > 1:
             trials = record["trials"]["joint"] if isinstance(record["trials"], dict) else record["trials"]
             cells = (f"{volumes[name]:.3f}" if name in volumes else "" for name in ("joint", "sequence", "optuna"))
-            lines.append(f"| {record['case']}, seed {record['seed']} | {trials} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows[f"{record['case']}, seed {record['seed']}"] = f"{trials} | {' | '.join(cells)}"
+    header = ["| case | trials of the joint one | joint | in sequence | Optuna's TPE |", "| --- " * 5 + "|"]
+    return "\n".join([*header, *(f"| {name} | {row} |" for name, row in rows.items())])
 
 
 def _row(case: str, name: str, figures: dict[str, Any], milliseconds: str, original: dict[str, Any] | None) -> str:
