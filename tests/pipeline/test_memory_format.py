@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ray_nascomp as nc
-from ray_nascomp.pipeline import memory_format, run
+from ray_nascomp.pipeline import candidate, memory_format, run
 from ray_nascomp.pipeline.run import CompressionRun
 
 
@@ -65,9 +65,8 @@ def test_convolutions_train_with_channels_last_and_come_to_the_same(digits, monk
     after, metrics = trained(task, config)
     assert after.candidate.network.seen == {True}
     assert not any(is_channels_last(parameter) for parameter in after.candidate.network.parameters())
-    for module in (memory_format, run):
+    for module in (candidate, run):
         monkeypatch.setattr(module, "is_faster_channels_last", lambda network, task: False)
-    monkeypatch.setattr("ray_nascomp.pipeline.candidate.is_faster_channels_last", lambda network, task: False)
     before, expected = trained(task, config)
     assert before.candidate.network.seen == {False}
     assert metrics["accuracy"] == pytest.approx(expected["accuracy"], abs=0.03)
